@@ -1,0 +1,60 @@
+# Everything a contributor types. `make help` lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SERVERS ?=
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.ready: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; set PYTHON=python3.x"; exit 1; }
+	@echo "setting up $(VENV) (once, about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.ready  ## create the virtual environment
+
+.PHONY: demo
+demo: $(VENV)/.ready  ## Envoy, picker, four model servers, live traffic, a table (SERVERS=host:port,... for real ones)
+	@$(BIN)/python -m bench.demo $(if $(SERVERS),--servers $(SERVERS))
+
+.PHONY: lint
+lint: $(VENV)/.ready  ## ruff, mypy strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: test
+test: lint  ## lint and all tests (real Envoy included)
+	@$(BIN)/pytest
+
+.PHONY: bench
+bench: $(VENV)/.ready  ## CPU per request, per chunk, idle, memory against the budgets
+	@$(BIN)/python -m bench.cost
+
+.PHONY: test-vllm
+test-vllm: $(VENV)/.ready  ## the same against two real vLLM servers on CPU (installs 6 GB)
+	@tests/vllm/run
+
+.PHONY: format
+format: $(VENV)/.ready  ## format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+.PHONY: lock
+lock:  ## resolve requirements/*.txt anew from pyproject.toml
+	@$(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv
+	@.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate pyproject.toml -o requirements/run.txt
+	@.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --extra test -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+
+.PHONY: clean
+clean:  ## remove what the targets made
+	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

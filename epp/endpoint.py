@@ -1,0 +1,374 @@
+"""Endpoints as columns: who can be picked, and one array per thing known about them.
+
+`Endpoints` is the only owner of these arrays. Discovery replaces the membership, signals write what servers report,
+the ledger writes what is in flight, and a pick reads all of it through `Candidates`. Every endpoint has a slot, an
+index into all arrays, for as long as it is a member; a slot freed by one endpoint may be given to another later, and
+`incarnation` tells the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.intp]
+
+NEVER = -np.inf
+"""`updated_s` of an endpoint that has not been scraped yet."""
+
+
+def host_port(host: str, port: int) -> str:
+    """`host:port` as Envoy's headers spell it: IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One pod × one target port. `address` is an IP (no brackets) or a DNS name; `metrics_port` None means `port`."""
+
+    name: str
+    namespace: str = "default"
+    address: str
+    port: int
+    labels: Mapping[str, str] = {}
+    metrics_address: str | None = None
+    metrics_port: int | None = None
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`: unique within a pool."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def destination(self) -> str:
+        """The value for `x-gateway-destination-endpoint`."""
+        return host_port(self.address, self.port)
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What `Endpoints.replace` did, as (slot, endpoint): the caller starts and stops scrapers by it."""
+
+    added: tuple[tuple[int, Endpoint], ...]
+    removed: tuple[tuple[int, Endpoint], ...]
+
+
+class CacheConfig(msgspec.Struct, frozen=True):
+    """What a server says of its KV cache: tokens per block and number of blocks."""
+
+    block_size: int
+    num_blocks: int
+
+    @property
+    def tokens(self) -> int:
+        return self.block_size * self.num_blocks
+
+
+class Adapters(msgspec.Struct, frozen=True):
+    """LoRA adapters a server reports: loaded for running requests, waited for, and how many fit at once."""
+
+    running: frozenset[str]
+    waiting: frozenset[str]
+    max_lora: int
+
+
+NO_ADAPTERS = Adapters(frozenset(), frozenset(), 0)
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One scrape of one server. None means that the page did not have it; the last known value stays.
+
+    `prompt_tokens_total` and `cached_tokens_total` are the server's own counters since it started (prompt tokens
+    seen; of them, found in its prefix cache). `custom` holds `customMetrics` by attribute key.
+    """
+
+    waiting: float | None = None
+    running: float | None = None
+    kv_usage: float | None = None
+    adapters: Adapters | None = None
+    cache: CacheConfig | None = None
+    prompt_tokens_total: float | None = None
+    cached_tokens_total: float | None = None
+    custom: Mapping[str, float] = {}
+
+
+class Endpoints:
+    """The members of one pool and all that is known about them, one array value per slot.
+
+    `stale_after_s`: age in seconds at which a report no longer describes the queue, and the ledger stands in.
+    """
+
+    def __init__(self, *, stale_after_s: float = 2.0, capacity: int = 16) -> None:
+        self.stale_after_s = stale_after_s
+        self.generation = 0
+        self._by_slot: list[Endpoint | None] = [None] * capacity
+        self._slot_of: dict[str, int] = {}
+        self._slot_by_destination: dict[str, int] = {}
+        self._free = list(range(capacity - 1, -1, -1))
+        self.incarnation: NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
+        # Reported by the server. NaN: never reported.
+        self.waiting: FloatArray = np.full(capacity, np.nan)
+        self.running: FloatArray = np.full(capacity, np.nan)
+        self.kv_usage: FloatArray = np.full(capacity, np.nan)
+        self.updated_s: FloatArray = np.full(capacity, NEVER)
+        # Known by ourselves, written by the ledger alone.
+        self.in_flight: FloatArray = np.zeros(capacity)
+        self.in_flight_tokens: FloatArray = np.zeros(capacity)
+        self.picked_since_report: FloatArray = np.zeros(capacity)
+        self.adapters: list[Adapters] = [NO_ADAPTERS] * capacity
+        self.cache: list[CacheConfig | None] = [None] * capacity
+        self.custom: dict[str, FloatArray] = {}
+        self._everyone: IntArray = np.empty(0, dtype=np.intp)
+        self._members: tuple[Endpoint, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def __repr__(self) -> str:
+        return f"<Endpoints {len(self)} members, generation {self.generation}>"
+
+    @property
+    def capacity(self) -> int:
+        """Length of every column. Grows, never shrinks; a column taken before `replace` may be outgrown after it."""
+        return len(self._by_slot)
+
+    @property
+    def slots(self) -> IntArray:
+        """Slots of the members, in the order in which discovery named them."""
+        return self._everyone
+
+    @property
+    def members(self) -> tuple[Endpoint, ...]:
+        """The members, in the order of `slots`."""
+        return self._members
+
+    def at(self, slot: int) -> Endpoint | None:
+        return self._by_slot[slot]
+
+    def slot_of(self, key: str) -> int | None:
+        """The slot of `namespace/name`."""
+        return self._slot_of.get(key)
+
+    def slot_by_destination(self, destination: str) -> int | None:
+        """The slot of `ip:port` as Envoy spells it."""
+        return self._slot_by_destination.get(destination)
+
+    def replace(self, wanted: Iterable[Endpoint]) -> Change:
+        """Make `wanted` the membership. An endpoint whose address or port changed is a new one (its cache is cold).
+
+        Raises ValueError when two of `wanted` share a key; nothing has changed then.
+        """
+        by_key: dict[str, Endpoint] = {}
+        for endpoint in wanted:
+            if endpoint.key in by_key:
+                raise ValueError(f"two endpoints are named {endpoint.key}")
+            by_key[endpoint.key] = endpoint
+        removed: list[tuple[int, Endpoint]] = []
+        for key, slot in list(self._slot_of.items()):
+            old = self._by_slot[slot]
+            assert old is not None
+            new = by_key.get(key)
+            if new is None or new.destination != old.destination:
+                removed.append((slot, old))
+                del self._slot_of[key]
+                self._vacate(slot)
+        added: list[tuple[int, Endpoint]] = []
+        for key, endpoint in by_key.items():
+            kept = self._slot_of.get(key)
+            if kept is not None:
+                self._by_slot[kept] = endpoint
+                continue
+            slot = self._occupy(endpoint)
+            self._slot_of[key] = slot
+            added.append((slot, endpoint))
+        self._everyone = np.fromiter((self._slot_of[key] for key in by_key), dtype=np.intp, count=len(by_key))
+        self._members = tuple(by_key.values())
+        self._slot_by_destination = {e.destination: self._slot_of[k] for k, e in by_key.items()}
+        self.generation += 1
+        return Change(tuple(added), tuple(removed))
+
+    def report(self, slot: int, report: Report, now_s: float) -> None:
+        """Take in what the server in `slot` said of itself at `now_s`."""
+        if report.waiting is not None:
+            self.waiting[slot] = report.waiting
+        if report.running is not None:
+            self.running[slot] = report.running
+        if report.kv_usage is not None:
+            self.kv_usage[slot] = report.kv_usage
+        if report.adapters is not None:
+            self.adapters[slot] = report.adapters
+        if report.cache is not None:
+            self.cache[slot] = report.cache
+        for key, value in report.custom.items():
+            column = self.custom.get(key)
+            if column is None:
+                column = self.custom[key] = np.full(self.capacity, np.nan)
+            column[slot] = value
+        self.updated_s[slot] = now_s
+
+    def candidates(
+        self, now_s: float, hit_blocks: NDArray[np.int32] | None = None, slots: IntArray | None = None
+    ) -> Candidates:
+        """The members (or those in `slots`) as a pick sees them. `hit_blocks` has one value per slot of `capacity`."""
+        return Candidates(self, self._everyone if slots is None else slots, now_s, hit_blocks)
+
+    def _occupy(self, endpoint: Endpoint) -> int:
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self._by_slot[slot] = endpoint
+        return slot
+
+    def _vacate(self, slot: int) -> None:
+        self._by_slot[slot] = None
+        self.incarnation[slot] += 1
+        for unknown in (self.waiting, self.running, self.kv_usage, *self.custom.values()):
+            unknown[slot] = np.nan
+        for nothing in (self.in_flight, self.in_flight_tokens, self.picked_since_report):
+            nothing[slot] = 0.0
+        self.updated_s[slot] = NEVER
+        self.adapters[slot] = NO_ADAPTERS
+        self.cache[slot] = None
+        self._free.append(slot)
+
+    def _grow(self) -> None:
+        old = self.capacity
+        self._by_slot.extend([None] * old)
+        self._free.extend(range(2 * old - 1, old - 1, -1))
+        self.adapters.extend([NO_ADAPTERS] * old)
+        self.cache.extend([None] * old)
+        self.incarnation = np.concatenate([self.incarnation, np.zeros(old, dtype=np.int64)])
+        self.waiting, self.running, self.kv_usage = (
+            np.concatenate([column, np.full(old, np.nan)]) for column in (self.waiting, self.running, self.kv_usage)
+        )
+        self.updated_s = np.concatenate([self.updated_s, np.full(old, NEVER)])
+        self.in_flight, self.in_flight_tokens, self.picked_since_report = (
+            np.concatenate([column, np.zeros(old)])
+            for column in (self.in_flight, self.in_flight_tokens, self.picked_since_report)
+        )
+        self.custom = {key: np.concatenate([column, np.full(old, np.nan)]) for key, column in self.custom.items()}
+
+
+class Candidates:
+    """n endpoints that may be picked, as columns of n values in one order. Read-only for plugins.
+
+    A column is gathered when first asked for, so a pick pays only for what its plugins look at.
+    """
+
+    __slots__ = ("_cache", "_endpoints", "_hit_blocks", "now_s", "slots")
+
+    def __init__(
+        self, endpoints: Endpoints, slots: IntArray, now_s: float, hit_blocks: NDArray[np.int32] | None
+    ) -> None:
+        self._endpoints = endpoints
+        self.slots = slots
+        self.now_s = now_s
+        self._hit_blocks = hit_blocks
+        self._cache: dict[str, FloatArray] = {}
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __getitem__(self, index: int) -> Endpoint:
+        endpoint = self._endpoints.at(int(self.slots[index]))
+        assert endpoint is not None, "candidates outlived a change of membership"
+        return endpoint
+
+    @property
+    def members(self) -> Sequence[Endpoint]:
+        """The n endpoints. O(n) unless these are all members of the pool."""
+        if self.slots is self._endpoints.slots:
+            return self._endpoints.members
+        return [self[i] for i in range(len(self))]
+
+    def keep(self, mask: BoolArray) -> Candidates:
+        """Those where `mask` (n booleans) is true."""
+        return Candidates(self._endpoints, self.slots[mask], self.now_s, self._hit_blocks)
+
+    def _gather(self, name: str) -> FloatArray:
+        column = self._cache.get(name)
+        if column is None:
+            source: FloatArray = getattr(self._endpoints, name)
+            column = self._cache[name] = source.take(self.slots)
+        return column
+
+    @property
+    def in_flight(self) -> FloatArray:
+        """Requests that we sent there and that have not ended."""
+        return self._gather("in_flight")
+
+    @property
+    def in_flight_tokens(self) -> FloatArray:
+        """Uncached prompt tokens that we sent there and that are not known to be prefilled yet."""
+        return self._gather("in_flight_tokens")
+
+    @property
+    def updated_s(self) -> FloatArray:
+        """When each last reported, in seconds of the loop's clock; -inf where never."""
+        return self._gather("updated_s")
+
+    @property
+    def fresh(self) -> BoolArray:
+        """Whether the last report is young enough to describe the queue."""
+        result: BoolArray = self.updated_s >= self.now_s - self._endpoints.stale_after_s
+        return result
+
+    @property
+    def waiting(self) -> FloatArray:
+        """Requests waiting for the engine: as reported, plus what we sent since that report.
+
+        Where the report is stale or never came, our own requests in flight stand in.
+        """
+        column = self._cache.get("waiting_now")
+        if column is None:
+            reported = self._gather("waiting") + self._gather("picked_since_report")
+            usable = self.fresh & ~np.isnan(reported)
+            column = reported if usable.all() else np.where(usable, reported, self.in_flight)
+            self._cache["waiting_now"] = column
+        return column
+
+    @property
+    def running(self) -> FloatArray:
+        """Requests in the engine's batch as reported; our own in flight where stale or never reported."""
+        column = self._cache.get("running_now")
+        if column is None:
+            reported = self._gather("running")
+            usable = self.fresh & ~np.isnan(reported)
+            column = reported if usable.all() else np.where(usable, reported, self.in_flight)
+            self._cache["running_now"] = column
+        return column
+
+    @property
+    def kv_usage(self) -> FloatArray:
+        """Share of KV memory in use, [0, 1]. The last value known; the others' mean where none is (0 if none at all)."""
+        column = self._cache.get("kv_usage_now")
+        if column is None:
+            column = self._gather("kv_usage")
+            unknown = np.isnan(column)
+            if unknown.any():
+                known = column[~unknown]
+                column = np.where(unknown, known.mean() if len(known) else 0.0, column)
+            self._cache["kv_usage_now"] = column
+        return column
+
+    @property
+    def hit_blocks(self) -> FloatArray:
+        """Leading prompt blocks (of `BLOCK_BYTES`) that each is believed to have cached."""
+        column = self._cache.get("hit_blocks")
+        if column is None:
+            hits = self._hit_blocks
+            column = np.zeros(len(self.slots)) if hits is None else hits.take(self.slots).astype(np.float64)
+            self._cache["hit_blocks"] = column
+        return column
+
+    def adapters(self, index: int) -> Adapters:
+        """What endpoint `index` reports of LoRA."""
+        return self._endpoints.adapters[int(self.slots[index])]
+
+    def custom(self, attribute: str) -> FloatArray:
+        """A custom metric by its attribute key; NaN where unknown."""
+        source = self._endpoints.custom.get(attribute)
+        return np.full(len(self.slots), np.nan) if source is None else source.take(self.slots)

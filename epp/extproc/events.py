@@ -1,0 +1,214 @@
+"""The words that pass between Envoy's wire, the exchange, and the dispatcher. Frozen values, no behaviour.
+
+codec ──Event──► Exchange ──Reply──► codec
+                    │  ▲
+             Notice ▼  │ Steer | Drop
+                 Dispatcher
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from epp.drops import Drop
+
+
+class BodyMode(enum.IntEnum):
+    """Envoy's `ProcessingMode.BodySendMode`, same numbers."""
+
+    NONE = 0
+    STREAMED = 1
+    BUFFERED = 2
+    BUFFERED_PARTIAL = 3
+    FULL_DUPLEX_STREAMED = 4
+
+
+class Modes(msgspec.Struct, frozen=True):
+    """How Envoy shows the two bodies (`protocol_config` of the first message)."""
+
+    request: BodyMode
+    response: BodyMode
+
+
+# --- Events: what Envoy says -----------------------------------------------------------------------------------------
+
+
+class RequestHeaders(msgspec.Struct, frozen=True):
+    """`headers` are lower case, pseudo headers included, `raw_value` preferred to `value`, repeated names joined by ','.
+
+    `subset` is the subset hint's list (None: key absent). `modes` is None where the message has no `protocol_config`.
+    """
+
+    headers: dict[str, str]
+    end: bool
+    subset: tuple[str, ...] | None = None
+    modes: Modes | None = None
+
+
+class RequestBody(msgspec.Struct, frozen=True):
+    """`subset` may first arrive with the body: metadata of the first message that has it is kept."""
+
+    data: bytes
+    end: bool
+    subset: tuple[str, ...] | None = None
+
+
+class RequestTrailers(msgspec.Struct, frozen=True):
+    pass
+
+
+class ResponseHeaders(msgspec.Struct, frozen=True):
+    """`served` is who really answered (`x-gateway-destination-endpoint-served`, or the attribute `upstream.address`)."""
+
+    headers: dict[str, str]
+    end: bool
+    served: str | None = None
+
+
+class ResponseBody(msgspec.Struct, frozen=True):
+    data: bytes
+    end: bool
+
+
+class ResponseTrailers(msgspec.Struct, frozen=True):
+    pass
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """The gRPC stream is over: `clean` when Envoy half-closed it, False when it was reset, cancelled or lost."""
+
+    clean: bool
+
+
+Event = RequestHeaders | RequestBody | RequestTrailers | ResponseHeaders | ResponseBody | ResponseTrailers | Closed
+
+
+# --- Notices: what the exchange tells the dispatcher -----------------------------------------------------------------
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """Enough of a request has arrived to decide.
+
+    `has_body` is False for a request that ended with its headers or whose body Envoy does not show. `truncated` means
+    that `body` is only the beginning (Envoy's buffer limit). `can_rewrite` tells whether the body can still be changed.
+    `can_look` tells whether the answer's body is hidden now but can be asked for (`Steer.look`).
+    """
+
+    headers: dict[str, str]
+    body: bytes
+    has_body: bool
+    truncated: bool = False
+    can_rewrite: bool = True
+    can_look: bool = False
+    subset: tuple[str, ...] | None = None
+
+
+class Cause(enum.Enum):
+    """How an exchange ended."""
+
+    COMPLETE = "complete"
+    ABORTED = "aborted"
+    REFUSED = "refused"
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The answer's headers are here. `status` is 0 where `:status` is missing or no number."""
+
+    status: int
+    headers: dict[str, str]
+    served: str | None = None
+
+
+class FirstBody(msgspec.Struct, frozen=True):
+    """The first non-empty piece of the answer's body: the first token, where the answer is a stream."""
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The exchange is over; sent exactly once for every exchange that sent `Arrival`.
+
+    `tail` is the end of the answer's body as far as it was seen (at most `TAIL_BYTES`), `body_bytes` how much of it
+    was seen, `first_body` whether any was.
+    """
+
+    cause: Cause
+    tail: bytes = b""
+    body_bytes: int = 0
+
+
+Notice = Arrival | Started | FirstBody | Finished
+
+TAIL_BYTES = 16 * 1024
+"""How much of an answer's end is kept to read `usage` from: a final SSE chunk, or the end of a JSON answer."""
+
+
+# --- Answers of the dispatcher ---------------------------------------------------------------------------------------
+
+
+class Steer(msgspec.Struct, frozen=True):
+    """Where the request goes. `destination` is `ip:port` or a comma list, best first.
+
+    `body` replaces the request's body (None: unchanged). `turn_back` is (model as the server says it, model as the client
+    asked), applied to the answer. `look` asks Envoy to show this answer's body. `scores` go into dynamic metadata.
+    """
+
+    destination: str
+    set_headers: tuple[tuple[str, str], ...] = ()
+    remove_headers: tuple[str, ...] = ()
+    body: bytes | None = None
+    turn_back: tuple[str, str] | None = None
+    look: bool = False
+    scores: Mapping[str, float] | None = None
+
+
+Handle = TypeVar("Handle")
+
+
+class Dispatcher(Protocol, Generic[Handle]):
+    """Decides, and keeps account. `Handle` is its own record of the request, handed back with every later notice.
+
+    No method raises anything but `Drop` from `route`. Times are seconds of the loop's monotonic clock.
+    """
+
+    def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Handle]:
+        """Pick, and take the ledger entry in the same step. `opened_s` is when the request's headers came.
+
+        Raises Drop when the request is refused; there is no handle then and no later notice.
+        """
+        ...
+
+    def started(self, handle: Handle, notice: Started, now_s: float) -> Mapping[str, str]:
+        """Returns headers to add to the answer."""
+        ...
+
+    def first_body(self, handle: Handle, now_s: float) -> None: ...
+
+    def finished(self, handle: Handle, notice: Finished, now_s: float) -> None: ...
+
+
+__all__ = [
+    "TAIL_BYTES",
+    "Arrival",
+    "BodyMode",
+    "Cause",
+    "Closed",
+    "Dispatcher",
+    "Drop",
+    "Event",
+    "Finished",
+    "FirstBody",
+    "Handle",
+    "Modes",
+    "Notice",
+    "RequestBody",
+    "RequestHeaders",
+    "RequestTrailers",
+    "ResponseBody",
+    "ResponseHeaders",
+    "ResponseTrailers",
+    "Started",
+    "Steer",
+]
