@@ -1,0 +1,36 @@
+"""The seam between a gRPC transport and what runs over it: two transports, one session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Stream(Protocol):
+    """One open gRPC call, as the transport lends it to a session. Safe to call after the peer has gone: nothing happens."""
+
+    def send(self, message: bytes) -> None:
+        """Queue one gRPC message. Everything queued while the transport handles one read leaves in one write."""
+        ...
+
+    def close(self, status: int = 0, message: str = "") -> None:
+        """End the call with a gRPC status after what is queued. Later sends are dropped."""
+        ...
+
+
+class Session(Protocol):
+    """What answers one call. The transport calls it from the event loop, never concurrently."""
+
+    def received(self, message: bytes) -> None:
+        """One whole gRPC message, decompressed."""
+        ...
+
+    def closed(self, clean: bool) -> None:
+        """The peer will send no more. Called exactly once: `clean` after a half-close, else reset, deadline or lost connection.
+
+        After a clean close the session still has to `Stream.close`.
+        """
+        ...
+
+
+OpenSession = Callable[[Stream], Session]
