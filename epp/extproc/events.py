@@ -95,7 +95,8 @@ class Arrival(msgspec.Struct, frozen=True):
 
     `has_body` is False for a request that ended with its headers or whose body Envoy does not show. `truncated` means
     that `body` is only the beginning (Envoy's buffer limit). `can_rewrite` tells whether the body can still be changed.
-    `can_look` tells whether the answer's body is hidden now but can be asked for (`Steer.look`).
+    `sees_answer` tells whether the answer's body will be shown, `can_look` whether it is hidden but can be asked for
+    (`Steer.look`).
     """
 
     headers: dict[str, str]
@@ -103,6 +104,7 @@ class Arrival(msgspec.Struct, frozen=True):
     has_body: bool
     truncated: bool = False
     can_rewrite: bool = True
+    sees_answer: bool = True
     can_look: bool = False
     subset: tuple[str, ...] | None = None
 
