@@ -114,6 +114,7 @@ class Endpoints:
         self.running: FloatArray = np.full(capacity, np.nan)
         self.kv_usage: FloatArray = np.full(capacity, np.nan)
         self.updated_s: FloatArray = np.full(capacity, NEVER)
+        self.unreachable: BoolArray = np.zeros(capacity, dtype=np.bool_)
         # Known by ourselves, written by the ledger alone.
         self.in_flight: FloatArray = np.zeros(capacity)
         self.in_flight_tokens: FloatArray = np.zeros(capacity)
@@ -122,6 +123,7 @@ class Endpoints:
         self.cache: list[CacheConfig | None] = [None] * capacity
         self.custom: dict[str, FloatArray] = {}
         self._everyone: IntArray = np.empty(0, dtype=np.intp)
+        self._reachable = self._everyone
         self._members: tuple[Endpoint, ...] = ()
 
     def __len__(self) -> int:
@@ -187,6 +189,7 @@ class Endpoints:
         self._everyone = np.fromiter((self._slot_of[key] for key in by_key), dtype=np.intp, count=len(by_key))
         self._members = tuple(by_key.values())
         self._slot_by_destination = {e.destination: self._slot_of[k] for k, e in by_key.items()}
+        self._select_reachable()
         self.generation += 1
         return Change(tuple(added), tuple(removed))
 
@@ -208,12 +211,33 @@ class Endpoints:
                 column = self.custom[key] = np.full(self.capacity, np.nan)
             column[slot] = value
         self.updated_s[slot] = now_s
+        self.set_unreachable(slot, False)
+
+    def set_unreachable(self, slot: int, unreachable: bool) -> None:
+        """Say that the server in `slot` takes no connections (or does again). It stays a member."""
+        if self.unreachable[slot] != unreachable:
+            self.unreachable[slot] = unreachable
+            self._select_reachable()
 
     def candidates(
         self, now_s: float, hit_blocks: NDArray[np.int32] | None = None, slots: IntArray | None = None
     ) -> Candidates:
-        """The members (or those in `slots`) as a pick sees them. `hit_blocks` has one value per slot of `capacity`."""
-        return Candidates(self, self._everyone if slots is None else slots, now_s, hit_blocks)
+        """Those of `slots` (all members by default) that can be reached, as a pick sees them; all where none can.
+
+        Trying a server that seems dead beats refusing. `hit_blocks` has one value per slot of `capacity`.
+        """
+        if slots is None:
+            chosen = self._reachable
+        elif self._reachable is self._everyone:
+            chosen = slots
+        else:
+            reachable = slots[~self.unreachable[slots]]
+            chosen = reachable if len(reachable) else slots
+        return Candidates(self, chosen, now_s, hit_blocks)
+
+    def _select_reachable(self) -> None:
+        down = self.unreachable[self._everyone]
+        self._reachable = self._everyone[~down] if down.any() and not down.all() else self._everyone
 
     def _occupy(self, endpoint: Endpoint) -> int:
         if not self._free:
@@ -230,6 +254,7 @@ class Endpoints:
         for nothing in (self.in_flight, self.in_flight_tokens, self.picked_since_report):
             nothing[slot] = 0.0
         self.updated_s[slot] = NEVER
+        self.unreachable[slot] = False
         self.adapters[slot] = NO_ADAPTERS
         self.cache[slot] = None
         self._free.append(slot)
@@ -245,6 +270,7 @@ class Endpoints:
             np.concatenate([column, np.full(old, np.nan)]) for column in (self.waiting, self.running, self.kv_usage)
         )
         self.updated_s = np.concatenate([self.updated_s, np.full(old, NEVER)])
+        self.unreachable = np.concatenate([self.unreachable, np.zeros(old, dtype=np.bool_)])
         self.in_flight, self.in_flight_tokens, self.picked_since_report = (
             np.concatenate([column, np.zeros(old)])
             for column in (self.in_flight, self.in_flight_tokens, self.picked_since_report)
