@@ -8,7 +8,7 @@ index into all arrays, for as long as it is a member; a slot freed by one endpoi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -77,6 +77,10 @@ class Adapters(msgspec.Struct, frozen=True):
 
 NO_ADAPTERS = Adapters(frozenset(), frozenset(), 0)
 
+ADAPTER_WAITING = 1
+ADAPTER_RUNNING = 2
+"""Values of `Candidates.adapter`; 0 is an endpoint that has nothing to do with the adapter."""
+
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One scrape of one server. None means that the page did not have it; the last known value stays.
@@ -120,8 +124,11 @@ class Endpoints:
         self.in_flight_tokens: FloatArray = np.zeros(capacity)
         self.picked_since_report: FloatArray = np.zeros(capacity)
         self.adapters: list[Adapters] = [NO_ADAPTERS] * capacity
+        self.adapter_room: BoolArray = np.zeros(capacity, dtype=np.bool_)
+        self._adapter_columns: dict[str, NDArray[np.int8]] = {}
         self.cache: list[CacheConfig | None] = [None] * capacity
         self.custom: dict[str, FloatArray] = {}
+        self._derived: dict[Callable[[Endpoint], float], FloatArray] = {}
         self._everyone: IntArray = np.empty(0, dtype=np.intp)
         self._reachable = self._everyone
         self._members: tuple[Endpoint, ...] = ()
@@ -190,6 +197,7 @@ class Endpoints:
         self._members = tuple(by_key.values())
         self._slot_by_destination = {e.destination: self._slot_of[k] for k, e in by_key.items()}
         self._select_reachable()
+        self._derived.clear()
         self.generation += 1
         return Change(tuple(added), tuple(removed))
 
@@ -201,8 +209,8 @@ class Endpoints:
             self.running[slot] = report.running
         if report.kv_usage is not None:
             self.kv_usage[slot] = report.kv_usage
-        if report.adapters is not None:
-            self.adapters[slot] = report.adapters
+        if report.adapters is not None and report.adapters != self.adapters[slot]:
+            self._set_adapters(slot, report.adapters)
         if report.cache is not None:
             self.cache[slot] = report.cache
         for key, value in report.custom.items():
@@ -235,6 +243,39 @@ class Endpoints:
             chosen = reachable if len(reachable) else slots
         return Candidates(self, chosen, now_s, hit_blocks)
 
+    def derived(self, of: Callable[[Endpoint], float]) -> FloatArray:
+        """`of(endpoint)` by slot (NaN where no member is), computed once for a membership."""
+        column = self._derived.get(of)
+        if column is None:
+            column = np.full(self.capacity, np.nan)
+            column[self._everyone] = [of(endpoint) for endpoint in self._members]
+            self._derived[of] = column
+        return column
+
+    def adapter(self, name: str) -> NDArray[np.int8] | None:
+        """By slot: `ADAPTER_RUNNING`, `ADAPTER_WAITING` or 0. None where no endpoint reports the adapter."""
+        return self._adapter_columns.get(name)
+
+    def _set_adapters(self, slot: int, adapters: Adapters) -> None:
+        old = self.adapters[slot]
+        self.adapters[slot] = adapters
+        self.adapter_room[slot] = len(adapters.running) + len(adapters.waiting) < adapters.max_lora
+        for name in (old.running | old.waiting) - adapters.running - adapters.waiting:
+            column = self._adapter_columns[name]
+            column[slot] = 0
+            if not column.any():
+                del self._adapter_columns[name]
+        for name in adapters.waiting - adapters.running:
+            self._adapter_column(name)[slot] = ADAPTER_WAITING
+        for name in adapters.running:
+            self._adapter_column(name)[slot] = ADAPTER_RUNNING
+
+    def _adapter_column(self, name: str) -> NDArray[np.int8]:
+        column = self._adapter_columns.get(name)
+        if column is None:
+            column = self._adapter_columns[name] = np.zeros(self.capacity, dtype=np.int8)
+        return column
+
     def _select_reachable(self) -> None:
         down = self.unreachable[self._everyone]
         self._reachable = self._everyone[~down] if down.any() and not down.all() else self._everyone
@@ -255,7 +296,7 @@ class Endpoints:
             nothing[slot] = 0.0
         self.updated_s[slot] = NEVER
         self.unreachable[slot] = False
-        self.adapters[slot] = NO_ADAPTERS
+        self._set_adapters(slot, NO_ADAPTERS)
         self.cache[slot] = None
         self._free.append(slot)
 
@@ -275,6 +316,11 @@ class Endpoints:
             np.concatenate([column, np.zeros(old)])
             for column in (self.in_flight, self.in_flight_tokens, self.picked_since_report)
         )
+        self.adapter_room = np.concatenate([self.adapter_room, np.zeros(old, dtype=np.bool_)])
+        self._adapter_columns = {
+            name: np.concatenate([column, np.zeros(old, dtype=np.int8)])
+            for name, column in self._adapter_columns.items()
+        }
         self.custom = {key: np.concatenate([column, np.full(old, np.nan)]) for key, column in self.custom.items()}
 
 
@@ -393,6 +439,36 @@ class Candidates:
     def adapters(self, index: int) -> Adapters:
         """What endpoint `index` reports of LoRA."""
         return self._endpoints.adapters[int(self.slots[index])]
+
+    def adapter(self, name: str) -> NDArray[np.int8]:
+        """`ADAPTER_RUNNING`, `ADAPTER_WAITING` or 0, by what each reports of the adapter `name`."""
+        column = self._endpoints.adapter(name)
+        return np.zeros(len(self.slots), dtype=np.int8) if column is None else column.take(self.slots)
+
+    @property
+    def adapter_room(self) -> BoolArray:
+        """Whether each could load one more adapter without unloading another."""
+        return self._endpoints.adapter_room.take(self.slots)
+
+    def derive(self, of: Callable[[Endpoint], float]) -> FloatArray:
+        """`of(endpoint)` for each, from its description alone (labels, address).
+
+        Remembered by `of` until the membership changes, so `of` must be the same function or bound method each time.
+        """
+        return self._endpoints.derived(of).take(self.slots)
+
+    def find(self, key: str) -> int | None:
+        """The index of `namespace/name`, or None where it is no candidate."""
+        slot = self._endpoints.slot_of(key)
+        if slot is None:
+            return None
+        found = np.flatnonzero(self.slots == slot)
+        return int(found[0]) if len(found) else None
+
+    @property
+    def population(self) -> tuple[IntArray, tuple[Endpoint, ...]]:
+        """All members of the pool as (slots, endpoints) in one order, for whoever outlives this pick. O(1)."""
+        return self._endpoints.slots, self._endpoints.members
 
     def custom(self, attribute: str) -> FloatArray:
         """A custom metric by its attribute key; NaN where unknown."""
