@@ -49,7 +49,7 @@ class RequestHeaders(msgspec.Struct, frozen=True):
     modes: Modes | None = None
 
 
-class RequestBody(msgspec.Struct, frozen=True):
+class RequestBody(msgspec.Struct, frozen=True, gc=False):
     """`subset` may first arrive with the body: metadata of the first message that has it is kept."""
 
     data: bytes
@@ -69,7 +69,7 @@ class ResponseHeaders(msgspec.Struct, frozen=True):
     served: str | None = None
 
 
-class ResponseBody(msgspec.Struct, frozen=True):
+class ResponseBody(msgspec.Struct, frozen=True, gc=False):
     data: bytes
     end: bool
 
@@ -93,8 +93,10 @@ Event = RequestHeaders | RequestBody | RequestTrailers | ResponseHeaders | Respo
 class Arrival(msgspec.Struct, frozen=True):
     """Enough of a request has arrived to decide.
 
-    `has_body` is False for a request that ended with its headers or whose body Envoy does not show. `truncated` means
-    that `body` is only the beginning (Envoy's buffer limit). `can_rewrite` tells whether the body can still be changed.
+    `has_body` is False for a request that ended with its headers or whose body Envoy does not show before its headers
+    must go on (NONE, STREAMED). `truncated` means that `body` may be only the beginning (Envoy's buffer limit, or
+    trailers follow); what replaces it then replaces that beginning. `can_rewrite` tells whether the body can still be
+    changed.
     `sees_answer` tells whether the answer's body will be shown, `can_look` whether it is hidden but can be asked for
     (`Steer.look`).
     """
@@ -130,10 +132,10 @@ class FirstBody(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """The exchange is over; sent exactly once for every exchange that sent `Arrival`.
+    """The exchange is over; sent exactly once for every `Steer`, never after a `Drop`.
 
     `tail` is the end of the answer's body as far as it was seen (at most `TAIL_BYTES`), `body_bytes` how much of it
-    was seen, `first_body` whether any was.
+    was seen.
     """
 
     cause: Cause
@@ -164,6 +166,84 @@ class Steer(msgspec.Struct, frozen=True):
     turn_back: tuple[str, str] | None = None
     look: bool = False
     scores: Mapping[str, float] | None = None
+
+
+# --- Replies: what the exchange tells Envoy ---------------------------------------------------------------------------
+
+
+class RequestHeadersReply(msgspec.Struct, frozen=True):
+    """`steer` is None where the headers only pass, because the decision comes with the body's answer."""
+
+    steer: Steer | None = None
+
+
+class RequestBodyReply(msgspec.Struct, frozen=True):
+    """The answer to one body message, one for one. `body` replaces its bytes (None: unchanged)."""
+
+    steer: Steer | None = None
+    body: bytes | None = None
+
+
+class StreamedRequestBody(msgspec.Struct, frozen=True):
+    """Full duplex: one piece of the body that the server shall receive."""
+
+    data: bytes | memoryview
+    end: bool
+
+
+class RequestTrailersReply(msgspec.Struct, frozen=True):
+    pass
+
+
+class ResponseHeadersReply(msgspec.Struct, frozen=True):
+    """`look_over` asks to see this answer's body (`STREAMED`); its value is the request body mode in force, to be kept."""
+
+    set_headers: tuple[tuple[str, str], ...] = ()
+    remove_headers: tuple[str, ...] = ()
+    look_over: BodyMode | None = None
+
+
+class ResponseBodyReply(msgspec.Struct, frozen=True):
+    """The answer to one body message, one for one. `body` replaces its bytes (None: unchanged)."""
+
+    body: bytes | None = None
+
+
+class StreamedResponseBody(msgspec.Struct, frozen=True, gc=False):
+    """Full duplex: one piece of the body that the client shall receive."""
+
+    data: bytes
+    end: bool
+
+
+class ResponseTrailersReply(msgspec.Struct, frozen=True):
+    pass
+
+
+class Immediate(msgspec.Struct, frozen=True):
+    """Envoy answers the client with this itself; the exchange is over."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class EndOfStream(msgspec.Struct, frozen=True):
+    """Close our side of the stream with OK."""
+
+
+Reply = (
+    RequestHeadersReply
+    | RequestBodyReply
+    | StreamedRequestBody
+    | RequestTrailersReply
+    | ResponseHeadersReply
+    | ResponseBodyReply
+    | StreamedResponseBody
+    | ResponseTrailersReply
+    | Immediate
+    | EndOfStream
+)
 
 
 Handle = TypeVar("Handle")
@@ -199,18 +279,29 @@ __all__ = [
     "Closed",
     "Dispatcher",
     "Drop",
+    "EndOfStream",
     "Event",
     "Finished",
     "FirstBody",
     "Handle",
+    "Immediate",
     "Modes",
     "Notice",
+    "Reply",
     "RequestBody",
+    "RequestBodyReply",
     "RequestHeaders",
+    "RequestHeadersReply",
     "RequestTrailers",
+    "RequestTrailersReply",
     "ResponseBody",
+    "ResponseBodyReply",
     "ResponseHeaders",
+    "ResponseHeadersReply",
     "ResponseTrailers",
+    "ResponseTrailersReply",
     "Started",
     "Steer",
+    "StreamedRequestBody",
+    "StreamedResponseBody",
 ]
