@@ -1,0 +1,91 @@
+"""Fingerprints of a prompt: one 60-bit value per block of text, each covering everything before it.
+
+Block i has digest d_i = XXH3-64(block). The chain is the polynomial h_i = h_{i-1}·M + d_i mod 2^60 with an odd M, from
+h_{-1} = the seed. Every d_i is uniform, so two different beginnings meet with a chance of 2^-60 a pair: at a million
+blocks kept and a million looked up a day, one false hit in about three thousand years, and all it costs is a detour.
+
+A chain that hashes each block with the last hash as its seed would do as well, but only one call at a time. The
+polynomial has a closed form, h_i = M^(i+1)·(h_{-1} + Σ_{j≤i} d_j·M^-(j+1)), which numpy computes over all digests at
+once. Measured (µs; chained calls / this module): 4 KB 3.5 / 3.6, 64 KB 32 / 30, 400 KB 200 / 140, 1 MB 490 / 340.
+Digests by numpy arithmetic instead of XXH3 took 220 µs for 400 KB. 60 bits and not 64, because a Python int of 60 bits
+takes 32 bytes as a dictionary's key, one of 64 bits 48.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from epp.request import BLOCK_BYTES, NO_FINGERPRINTS
+
+FINGERPRINT_BITS = 60
+
+_MASK = (1 << FINGERPRINT_BITS) - 1
+_FACTOR = 0x9E3779B97F4A7C5
+_BOUNDARY = 0x5BD1E9955BD1E99
+_PIECE_BLOCKS = 1024
+_SMALL_BLOCKS = 48
+"""Up to here a loop over Python ints is faster than eight calls of numpy (16 KB: both 16 µs)."""
+
+
+def _powers(factor: int) -> NDArray[np.uint64]:
+    return np.array([pow(factor, i + 1, 1 << 64) for i in range(_PIECE_BLOCKS)], dtype=np.uint64)
+
+
+_UP = _powers(_FACTOR)
+_DOWN = _powers(pow(_FACTOR, -1, 1 << 64))
+_BLOCK = np.dtype(f"V{BLOCK_BYTES}")
+_NP_MASK = np.uint64(_MASK)
+
+
+def seed_of(model: str, cache_salt: str = "") -> int:
+    """Where the chain of a request starts: prompts share blocks only within one model (or adapter) and one salt."""
+    seed: int = xxhash.xxh3_64_intdigest(f"{len(model)}:{model}{cache_salt}".encode())
+    return seed & _MASK
+
+
+def fingerprints(prompts: tuple[bytes, ...], seed: int, max_blocks: int) -> NDArray[np.uint64]:
+    """One fingerprint per started block of `BLOCK_BYTES`, at most `max_blocks`; all below 2^60.
+
+    Several prompts are one sequence in which each prompt starts a new block: the blocks of the second count as known
+    only where the first is known whole. That says too little of a batch whose first prompt differs and never too much.
+    """
+    pieces: list[NDArray[np.uint64]] = []
+    left = max_blocks
+    last = seed
+    for number, prompt in enumerate(prompts):
+        if number:
+            last ^= _BOUNDARY
+        offset = 0
+        while left > 0 and offset < len(prompt):
+            piece = _piece(prompt, offset, last, min(left, _PIECE_BLOCKS))
+            pieces.append(piece)
+            left -= len(piece)
+            offset += len(piece) * BLOCK_BYTES
+            last = piece.item(-1)
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces) if pieces else NO_FINGERPRINTS
+
+
+def _piece(prompt: bytes, offset: int, last: int, max_blocks: int) -> NDArray[np.uint64]:
+    """The chain over at most `max_blocks` blocks from `offset`, continuing `last`."""
+    digest = xxhash.xxh3_64_intdigest
+    whole = min((len(prompt) - offset) // BLOCK_BYTES, max_blocks)
+    # An array of void items becomes a list of bytes in one C loop: 25 ns a block, where slicing takes 100.
+    blocks: list[bytes] = np.frombuffer(prompt, _BLOCK, whole, offset).tolist() if whole else []
+    end = offset + whole * BLOCK_BYTES
+    if whole < max_blocks and end < len(prompt):
+        blocks.append(prompt[end:])
+    if len(blocks) <= _SMALL_BLOCKS:
+        return np.array([last := (last * _FACTOR + digest(block)) & _MASK for block in blocks], dtype=np.uint64)
+    joined = b"".join(map(xxhash.xxh3_64_digest, blocks))
+    result = np.frombuffer(joined, ">u8").astype(np.uint64)
+    n = len(result)
+    result *= _DOWN[:n]
+    np.cumsum(result, out=result)
+    result += np.uint64(last)
+    result *= _UP[:n]
+    result &= _NP_MASK
+    return result
