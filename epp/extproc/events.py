@@ -212,7 +212,7 @@ class ResponseBodyReply(msgspec.Struct, frozen=True):
 class StreamedResponseBody(msgspec.Struct, frozen=True, gc=False):
     """Full duplex: one piece of the body that the client shall receive."""
 
-    data: bytes
+    data: bytes | memoryview
     end: bool
 
 
@@ -221,11 +221,9 @@ class ResponseTrailersReply(msgspec.Struct, frozen=True):
 
 
 class Immediate(msgspec.Struct, frozen=True):
-    """Envoy answers the client with this itself; the exchange is over."""
+    """Envoy answers the client itself, with what `drop` says; the exchange is over."""
 
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
+    drop: Drop
 
 
 class EndOfStream(msgspec.Struct, frozen=True):

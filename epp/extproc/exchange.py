@@ -1,0 +1,490 @@
+"""One HTTP exchange as Envoy shows it: events in, replies and notices out. No I/O, no protobuf, no clock.
+
+The request side, and when the dispatcher is asked:
+
+    WAITING ──headers──► COLLECTING ──enough of the body──► DECIDING ──Steer──► STEERED
+                │                                              ▲    └──Drop──► VOID
+                └──no body, or none before the headers go on───┘
+
+What is enough, and which reply carries the decision, depends on the body mode in force:
+
+    mode                        asked at                               the decision is in
+    FULL_DUPLEX_STREAMED        the end of the body, or the trailers   the answer to the headers; the body is echoed after it
+    BUFFERED, BUFFERED_PARTIAL  the only body message                  the answer to that message
+    STREAMED, NONE              the headers                            the answer to the headers
+    any, without a body         the headers                            the answer to the headers
+
+In STREAMED, Envoy holds the headers only until they are answered and sends no body before; a later change of the
+headers is ignored. So the body cannot be part of the decision there.
+
+An answer that overtakes its request (a local reply of another filter, a server that answers early in a mode that hides
+the body) makes the request VOID if it was not yet steered: the answer passes as it is and nobody is told of it.
+
+The response side goes WAITING ──headers──► OPEN ──end──► ENDED. It is ENDED at once after an immediate response.
+Whatever comes in an order that has no meaning is ignored: an answer to it would be a part out of order.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from epp.drops import Drop, Reason
+from epp.extproc.events import (
+    TAIL_BYTES,
+    Arrival,
+    BodyMode,
+    Cause,
+    Closed,
+    EndOfStream,
+    Event,
+    Finished,
+    FirstBody,
+    Immediate,
+    Modes,
+    Notice,
+    Reply,
+    RequestBody,
+    RequestBodyReply,
+    RequestHeaders,
+    RequestHeadersReply,
+    RequestTrailers,
+    RequestTrailersReply,
+    ResponseBody,
+    ResponseBodyReply,
+    ResponseHeaders,
+    ResponseHeadersReply,
+    ResponseTrailers,
+    ResponseTrailersReply,
+    Started,
+    Steer,
+    StreamedRequestBody,
+    StreamedResponseBody,
+)
+from epp.openai.turnback import TurnBack
+
+PIECE_BYTES = 62_000
+"""Largest piece of a body in one full-duplex reply: Envoy takes at most 64 KiB in a message, framing included."""
+
+BODY_LIMIT_BYTES = 64 * 1024 * 1024
+"""Default for how much of one request's body is collected in full duplex, where Envoy itself sets no limit."""
+
+_NOT_BEFORE_HEADERS = (BodyMode.NONE, BodyMode.STREAMED)
+_PASS_REQUEST_HEADERS = RequestHeadersReply()
+_PASS_REQUEST_BODY = RequestBodyReply()
+_PASS_REQUEST_TRAILERS = RequestTrailersReply()
+_PASS_RESPONSE_BODY = ResponseBodyReply()
+_PASS_RESPONSE_TRAILERS = ResponseTrailersReply()
+_FIRST_BODY = FirstBody()
+_END_OF_STREAM = EndOfStream()
+
+
+class Asking(enum.Enum):
+    """How far the request has come."""
+
+    WAITING = "waiting"
+    COLLECTING = "collecting"
+    DECIDING = "deciding"
+    STEERED = "steered"
+    VOID = "void"
+
+
+class Answering(enum.Enum):
+    """How far the response has come."""
+
+    WAITING = "waiting"
+    OPEN = "open"
+    ENDED = "ended"
+
+
+class Carrier(enum.Enum):
+    """Which reply the decision goes out with."""
+
+    HEADERS = "headers"
+    BODY = "body"
+    TRAILERS = "trailers"
+
+
+class Exchange:
+    """Owns the state of one exchange. `default_modes` hold where the first message does not tell the modes.
+
+    `receive` takes what Envoy said, or the dispatcher's answer to an `Arrival`; that answer may come any time later.
+    It returns what to do, in order. A `Started` is followed directly by its `ResponseHeadersReply`.
+
+    Every `Steer` gets exactly one `Finished`: at the answer's end, at the stream's end, or at once where the steer comes
+    when the request is gone. After a clean `Closed` an `EndOfStream` comes once nothing more is to be sent, and nothing
+    after it.
+    """
+
+    __slots__ = (
+        "_answering",
+        "_asking",
+        "_body",
+        "_body_bytes",
+        "_carrier",
+        "_collected_bytes",
+        "_half_closed",
+        "_has_body",
+        "_headers",
+        "_limit",
+        "_look",
+        "_modes",
+        "_owed",
+        "_pieces",
+        "_request_ended",
+        "_response_mode",
+        "_subset",
+        "_tail",
+        "_tail_bytes",
+        "_trailers",
+        "_truncated",
+        "_turn",
+        "_turn_back",
+        "_watched",
+    )
+
+    def __init__(self, default_modes: Modes, body_limit_bytes: int = BODY_LIMIT_BYTES) -> None:
+        self._modes = default_modes
+        self._limit = body_limit_bytes
+        self._asking = Asking.WAITING
+        self._answering = Answering.WAITING
+        self._headers: dict[str, str] = {}
+        self._subset: tuple[str, ...] | None = None
+        self._pieces: list[bytes] = []
+        self._collected_bytes = 0
+        self._body = b""
+        self._has_body = False
+        self._truncated = False
+        self._carrier = Carrier.HEADERS
+        self._request_ended = False
+        self._trailers = False
+        self._owed: list[Reply] = []
+        self._half_closed = False
+        self._watched = False
+        self._look = False
+        self._response_mode = default_modes.response
+        self._turn_back: tuple[str, str] | None = None
+        self._turn: TurnBack | None = None
+        self._body_bytes = 0
+        self._tail: list[bytes] = []
+        self._tail_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self._asking.value} {self._answering.value}>"
+
+    def receive(self, event: Event | Steer | Drop) -> list[Reply | Notice]:
+        match event:
+            case ResponseBody():
+                return self._response_body(event)
+            case RequestHeaders():
+                return self._request_headers(event)
+            case RequestBody():
+                return self._request_body(event)
+            case Steer():
+                return self._steer(event)
+            case ResponseHeaders():
+                return self._response_headers(event)
+            case Closed():
+                return self._closed(event.clean)
+            case RequestTrailers():
+                return self._request_trailers()
+            case ResponseTrailers():
+                return self._response_trailers()
+            case Drop():
+                return self._drop(event)
+
+    # The request
+
+    def _request_headers(self, event: RequestHeaders) -> list[Reply | Notice]:
+        if self._asking is not Asking.WAITING:
+            return []
+        if event.modes is not None:
+            self._modes = event.modes
+            self._response_mode = event.modes.response
+        self._headers = event.headers
+        self._subset = event.subset
+        self._request_ended = event.end
+        if event.end or self._modes.request in _NOT_BEFORE_HEADERS:
+            return self._arrive(Carrier.HEADERS)
+        self._asking = Asking.COLLECTING
+        return [] if self._modes.request is BodyMode.FULL_DUPLEX_STREAMED else [_PASS_REQUEST_HEADERS]
+
+    def _request_body(self, event: RequestBody) -> list[Reply | Notice]:
+        full_duplex = self._modes.request is BodyMode.FULL_DUPLEX_STREAMED
+        if self._asking is Asking.COLLECTING:
+            if self._subset is None:
+                self._subset = event.subset
+            return self._collect(event) if full_duplex else self._take_only(event)
+        if full_duplex or self._request_ended:
+            return []
+        self._request_ended = event.end
+        return self._let_through(_PASS_REQUEST_BODY)
+
+    def _request_trailers(self) -> list[Reply | Notice]:
+        if self._request_ended:
+            return []
+        if self._asking is not Asking.COLLECTING:
+            self._request_ended = self._asking in (Asking.DECIDING, Asking.STEERED)
+            return self._let_through(_PASS_REQUEST_TRAILERS)
+        self._request_ended = self._trailers = True
+        if self._modes.request is BodyMode.FULL_DUPLEX_STREAMED:
+            return self._arrive(Carrier.HEADERS)
+        return self._arrive(Carrier.TRAILERS)
+
+    def _collect(self, event: RequestBody) -> list[Reply | Notice]:
+        self._has_body = True
+        self._pieces.append(event.data)
+        self._collected_bytes += len(event.data)
+        if self._collected_bytes > self._limit:
+            return self._refuse(
+                Drop(Reason.BODY_TOO_LARGE, f"The request body exceeds {self._limit} bytes. Send less.")
+            )
+        if not event.end:
+            return []
+        self._request_ended = True
+        return self._arrive(Carrier.HEADERS)
+
+    def _take_only(self, event: RequestBody) -> list[Reply | Notice]:
+        self._has_body = True
+        self._pieces.append(event.data)
+        self._request_ended = event.end
+        self._truncated = self._modes.request is BodyMode.BUFFERED_PARTIAL and not event.end
+        return self._arrive(Carrier.BODY)
+
+    def _let_through(self, reply: Reply) -> list[Reply | Notice]:
+        """A reply that follows the one with the decision, or waits for it."""
+        if self._asking is Asking.STEERED:
+            return [reply]
+        if self._asking is Asking.DECIDING:
+            self._owed.append(reply)
+        return []
+
+    def _arrive(self, carrier: Carrier) -> list[Reply | Notice]:
+        self._asking = Asking.DECIDING
+        self._carrier = carrier
+        self._body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        hidden = self._modes.response is BodyMode.NONE
+        return [
+            Arrival(
+                headers=self._headers,
+                body=self._body,
+                has_body=self._has_body,
+                truncated=self._truncated,
+                can_rewrite=self._has_body,
+                sees_answer=not hidden,
+                # Envoy ignores a mode override where one of the modes is full duplex.
+                can_look=hidden and self._modes.request is not BodyMode.FULL_DUPLEX_STREAMED,
+                subset=self._subset,
+            )
+        ]
+
+    # The decision
+
+    def _steer(self, steer: Steer) -> list[Reply | Notice]:
+        if self._asking is not Asking.DECIDING:
+            return [Finished(Cause.ABORTED)]
+        self._asking = Asking.STEERED
+        self._watched = True
+        self._turn_back = steer.turn_back
+        # A name can be turned back only where the answer is seen.
+        self._look = (
+            (steer.look or steer.turn_back is not None)
+            and self._modes.response is BodyMode.NONE
+            and self._modes.request is not BodyMode.FULL_DUPLEX_STREAMED
+        )
+        replies: list[Reply | Notice] = [*self._carry(steer), *self._owed]
+        self._owed.clear()
+        self._body = b""
+        return replies + self._hang_up() if self._half_closed else replies
+
+    def _carry(self, steer: Steer) -> list[Reply]:
+        """The replies that take the decision to Envoy, and in full duplex the body and the trailers after it."""
+        if steer.body is not None and self._has_body:
+            steer = self._fit_length(steer, len(steer.body))
+        match self._carrier:
+            case Carrier.BODY:
+                return [RequestBodyReply(steer, steer.body)]
+            case Carrier.TRAILERS:
+                return [_PASS_REQUEST_TRAILERS]
+            case Carrier.HEADERS if self._modes.request is BodyMode.FULL_DUPLEX_STREAMED:
+                return [RequestHeadersReply(steer), *self._echo_request(steer.body)]
+            case Carrier.HEADERS:
+                return [RequestHeadersReply(steer)]
+
+    def _echo_request(self, rewritten: bytes | None) -> list[Reply]:
+        last = not self._trailers
+        replies: list[Reply] = []
+        if self._has_body:
+            body = self._body if rewritten is None else rewritten
+            replies += [StreamedRequestBody(piece, last and end) for piece, end in _pieces(body)]
+        if self._trailers:
+            replies.append(_PASS_REQUEST_TRAILERS)
+        return replies
+
+    def _fit_length(self, steer: Steer, body_bytes: int) -> Steer:
+        """`steer` with a content-length that fits the rewritten body: Envoy answers 500 if it does not."""
+        if "content-length" not in self._headers or body_bytes == len(self._body):
+            return steer
+        if self._truncated:
+            return msgspec.structs.replace(steer, remove_headers=(*steer.remove_headers, "content-length"))
+        length = ("content-length", str(body_bytes))
+        return msgspec.structs.replace(steer, set_headers=(*steer.set_headers, length))
+
+    def _drop(self, drop: Drop) -> list[Reply | Notice]:
+        return self._refuse(drop) if self._asking is Asking.DECIDING else []
+
+    def _refuse(self, drop: Drop) -> list[Reply | Notice]:
+        self._void()
+        self._answering = Answering.ENDED
+        replies: list[Reply | Notice] = [Immediate(drop)]
+        return [*replies, _END_OF_STREAM] if self._half_closed else replies
+
+    def _void(self) -> None:
+        self._asking = Asking.VOID
+        self._pieces.clear()
+        self._owed.clear()
+        self._body = b""
+
+    # The response
+
+    def _open(self) -> None:
+        self._answering = Answering.OPEN
+        if self._asking is not Asking.STEERED:
+            self._void()
+
+    def _response_headers(self, event: ResponseHeaders) -> list[Reply | Notice]:
+        if self._answering is not Answering.WAITING:
+            return []
+        self._open()
+        headers = event.headers
+        remove: tuple[str, ...] = ()
+        if self._turn_back is not None and not event.end and headers.get("content-encoding", "identity") == "identity":
+            self._turn = TurnBack(*self._turn_back)
+            remove = ("content-length",) if "content-length" in headers else ()
+        look = self._look and not event.end
+        if look:
+            self._response_mode = BodyMode.STREAMED
+        reply = ResponseHeadersReply((), remove, self._modes.request if look else None)
+        out: list[Reply | Notice] = [reply]
+        if self._watched:
+            out.insert(0, Started(_status(headers), headers, event.served))
+        return self._end_response(out) if event.end else out
+
+    def _response_body(self, event: ResponseBody) -> list[Reply | Notice]:
+        if self._answering is not Answering.OPEN:
+            if self._answering is Answering.ENDED:
+                return []
+            self._open()
+        data = event.data
+        out: list[Reply | Notice] = []
+        if data:
+            if not self._body_bytes and self._watched:
+                out.append(_FIRST_BODY)
+            size = len(data)
+            self._body_bytes += size
+            self._tail.append(data)
+            self._tail_bytes += size
+            if self._tail_bytes > 2 * TAIL_BYTES:
+                self._trim()
+        if self._response_mode is BodyMode.FULL_DUPLEX_STREAMED:
+            self._echo_response(out, data, event.end)
+        else:
+            out.append(self._answer_body(data, event.end))
+        return self._end_response(out) if event.end else out
+
+    def _response_trailers(self) -> list[Reply | Notice]:
+        if self._answering is Answering.ENDED:
+            return []
+        if self._answering is Answering.WAITING:
+            self._open()
+        out: list[Reply | Notice] = []
+        if self._turn is not None and self._response_mode is BodyMode.FULL_DUPLEX_STREAMED:
+            held = self._turn.flush()
+            if held:
+                out.append(StreamedResponseBody(held, False))
+        out.append(_PASS_RESPONSE_TRAILERS)
+        return self._end_response(out)
+
+    def _echo_response(self, out: list[Reply | Notice], data: bytes, end: bool) -> None:
+        if self._turn is not None:
+            data = self._turned(self._turn, data, end)
+            if not data and not end:
+                return
+        if len(data) <= PIECE_BYTES:
+            out.append(StreamedResponseBody(data, end))
+        else:
+            out += [StreamedResponseBody(piece, end and last) for piece, last in _pieces(data)]
+
+    def _answer_body(self, data: bytes, end: bool) -> ResponseBodyReply:
+        if self._turn is None:
+            return _PASS_RESPONSE_BODY
+        # Only STREAMED shows what follows; what is held back there when trailers end the body is a JSON text cut off
+        # inside the name of its model, and has no reply left to go out with.
+        turned = self._turned(self._turn, data, end or self._response_mode is not BodyMode.STREAMED)
+        return _PASS_RESPONSE_BODY if turned == data else ResponseBodyReply(turned)
+
+    @staticmethod
+    def _turned(turn: TurnBack, data: bytes, last: bool) -> bytes:
+        return turn.feed(data) + turn.flush() if last else turn.feed(data)
+
+    def _trim(self) -> None:
+        kept = b"".join(self._tail)[-TAIL_BYTES:]
+        self._tail = [kept]
+        self._tail_bytes = len(kept)
+
+    # The end
+
+    def _end_response(self, out: list[Reply | Notice]) -> list[Reply | Notice]:
+        self._answering = Answering.ENDED
+        if self._watched:
+            out.append(self._finish(Cause.COMPLETE))
+        return out
+
+    def _finish(self, cause: Cause) -> Finished:
+        self._watched = False
+        tail = b"".join(self._tail)[-TAIL_BYTES:]
+        self._tail.clear()
+        return Finished(cause, tail, self._body_bytes)
+
+    def _closed(self, clean: bool) -> list[Reply | Notice]:
+        if clean and self._half_closed:
+            return []
+        if clean and self._asking is Asking.DECIDING:
+            # Some proxies half-close after the request and then read the decision.
+            self._half_closed = self._request_ended = True
+            self._answering = Answering.ENDED
+            return []
+        out: list[Reply | Notice] = []
+        if self._watched:
+            out.append(self._finish(Cause.COMPLETE if clean and self._ended_unseen() else Cause.ABORTED))
+        self._half_closed = True
+        self._void()
+        self._request_ended = True
+        self._answering = Answering.ENDED
+        if clean:
+            out.append(_END_OF_STREAM)
+        return out
+
+    def _ended_unseen(self) -> bool:
+        """Whether a clean close is the answer's end: its headers came, and its body is one that Envoy does not show."""
+        return self._answering is Answering.OPEN and self._modes.response is BodyMode.NONE and self._body_bytes == 0
+
+    def _hang_up(self) -> list[Reply | Notice]:
+        self._void()
+        return [self._finish(Cause.ABORTED), _END_OF_STREAM]
+
+
+def _pieces(body: bytes) -> list[tuple[bytes | memoryview, bool]]:
+    """`body` cut without copying, each piece with whether it is the last; one piece at least."""
+    if len(body) <= PIECE_BYTES:
+        return [(body, True)]
+    view = memoryview(body)
+    starts = range(0, len(body), PIECE_BYTES)
+    return [(view[start : start + PIECE_BYTES], start == starts[-1]) for start in starts]
+
+
+def _status(headers: dict[str, str]) -> int:
+    status = headers.get(":status", "")
+    return int(status) if len(status) == 3 and status.isdecimal() else 0
