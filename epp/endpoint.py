@@ -396,9 +396,7 @@ class Candidates:
         """
         column = self._cache.get("waiting_now")
         if column is None:
-            reported = self._gather("waiting") + self._gather("picked_since_report")
-            usable = self.fresh & ~np.isnan(reported)
-            column = reported if usable.all() else np.where(usable, reported, self.in_flight)
+            column = self._or_in_flight(self._gather("waiting") + self._gather("picked_since_report"))
             self._cache["waiting_now"] = column
         return column
 
@@ -407,11 +405,18 @@ class Candidates:
         """Requests in the engine's batch as reported; our own in flight where stale or never reported."""
         column = self._cache.get("running_now")
         if column is None:
-            reported = self._gather("running")
-            usable = self.fresh & ~np.isnan(reported)
-            column = reported if usable.all() else np.where(usable, reported, self.in_flight)
-            self._cache["running_now"] = column
+            column = self._cache["running_now"] = self._or_in_flight(self._gather("running"))
         return column
+
+    def _or_in_flight(self, reported: FloatArray) -> FloatArray:
+        # The usual case, all known and fresh, is told by two scans (0.6 µs at 8 endpoints, where the masks take 5): the
+        # oldest report, and a maximum, which is NaN if any is.
+        updated = self.updated_s
+        if len(updated) and updated.item(updated.argmin()) >= self.now_s - self._endpoints.stale_after_s:
+            highest = reported.item(reported.argmax())
+            if highest == highest:
+                return reported
+        return np.where(self.fresh & ~np.isnan(reported), reported, self.in_flight)
 
     @property
     def kv_usage(self) -> FloatArray:
@@ -419,8 +424,10 @@ class Candidates:
         column = self._cache.get("kv_usage_now")
         if column is None:
             column = self._gather("kv_usage")
-            unknown = np.isnan(column)
-            if unknown.any():
+            # A maximum is NaN if any is; finding it takes 0.2 µs at 8 endpoints, a mask 1.8.
+            highest = column.item(column.argmax()) if len(column) else 0.0
+            if highest != highest:
+                unknown = np.isnan(column)
                 known = column[~unknown]
                 column = np.where(unknown, known.mean() if len(known) else 0.0, column)
             self._cache["kv_usage_now"] = column
