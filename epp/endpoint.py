@@ -50,10 +50,14 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What `Endpoints.replace` did, as (slot, endpoint): the caller starts and stops scrapers by it."""
+    """What `Endpoints.replace` did, as (slot, endpoint): the caller starts and stops scrapers by it.
+
+    `changed` are members that stayed what they are but are described anew: labels, or where their metrics are.
+    """
 
     added: tuple[tuple[int, Endpoint], ...]
     removed: tuple[tuple[int, Endpoint], ...]
+    changed: tuple[tuple[int, Endpoint], ...] = ()
 
 
 class CacheConfig(msgspec.Struct, frozen=True):
@@ -185,10 +189,13 @@ class Endpoints:
                 del self._slot_of[key]
                 self._vacate(slot)
         added: list[tuple[int, Endpoint]] = []
+        changed: list[tuple[int, Endpoint]] = []
         for key, endpoint in by_key.items():
             kept = self._slot_of.get(key)
             if kept is not None:
-                self._by_slot[kept] = endpoint
+                if self._by_slot[kept] != endpoint:
+                    self._by_slot[kept] = endpoint
+                    changed.append((kept, endpoint))
                 continue
             slot = self._occupy(endpoint)
             self._slot_of[key] = slot
@@ -199,7 +206,7 @@ class Endpoints:
         self._select_reachable()
         self._derived.clear()
         self.generation += 1
-        return Change(tuple(added), tuple(removed))
+        return Change(tuple(added), tuple(removed), tuple(changed))
 
     def report(self, slot: int, report: Report, now_s: float) -> None:
         """Take in what the server in `slot` said of itself at `now_s`."""
