@@ -371,7 +371,8 @@ class Candidates:
         column = self._cache.get(name)
         if column is None:
             source: FloatArray = getattr(self._endpoints, name)
-            column = self._cache[name] = source.take(self.slots)
+            # Indexing takes 0.2 µs at 8 endpoints where `take` takes 0.35; at 1000 they are equal.
+            column = self._cache[name] = source[self.slots]
         return column
 
     @property
