@@ -455,15 +455,16 @@ class Candidates:
         """What endpoint `index` reports of LoRA."""
         return self._endpoints.adapters[int(self.slots[index])]
 
-    def adapter(self, name: str) -> NDArray[np.int8]:
-        """`ADAPTER_RUNNING`, `ADAPTER_WAITING` or 0, by what each reports of the adapter `name`."""
+    def adapter(self, name: str) -> NDArray[np.int8] | None:
+        """`ADAPTER_RUNNING`, `ADAPTER_WAITING` or 0, by what each reports of the adapter `name`; None: nobody does."""
         column = self._endpoints.adapter(name)
-        return np.zeros(len(self.slots), dtype=np.int8) if column is None else column.take(self.slots)
+        return None if column is None else column[self.slots]
 
     @property
     def adapter_room(self) -> BoolArray:
         """Whether each could load one more adapter without unloading another."""
-        return self._endpoints.adapter_room.take(self.slots)
+        room: BoolArray = self._endpoints.adapter_room[self.slots]
+        return room
 
     def derive(self, of: Callable[[Endpoint], float]) -> FloatArray:
         """`of(endpoint)` for each, from its description alone (labels, address).

@@ -4,7 +4,9 @@ import numpy as np
 
 from epp.scoring import Candidates, FloatArray, Request
 
-# By what an endpoint says of the adapter (nothing, waiting, running), without and with room for one more.
+# By room for one more adapter where nobody says anything of this one; else by what an endpoint says of it (nothing, waiting,
+# running), without and with room.
+_NOBODY = np.array([0.0, 0.8])
 _FULL = np.array([0.0, 0.6, 1.0])
 _ROOM = np.array([0.8, 0.8, 1.0])
 
@@ -14,4 +16,6 @@ class LoraAffinityScorer:
 
     def score(self, request: Request, candidates: Candidates) -> FloatArray:
         state = candidates.adapter(request.target_model)
+        if state is None:
+            return _NOBODY.take(candidates.adapter_room)
         return np.where(candidates.adapter_room, _ROOM.take(state), _FULL.take(state))
