@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Stream(Protocol):
@@ -28,8 +28,18 @@ class Session(Protocol):
     def closed(self, clean: bool) -> None:
         """The peer will send no more. Called exactly once: `clean` after a half-close, else reset, deadline or lost connection.
 
-        After a clean close the session still has to `Stream.close`.
+        After a clean close the session still has to `Stream.close`. A session that closed before its peer is told too,
+        with False, once its own method has returned.
         """
+        ...
+
+
+@runtime_checkable
+class Abandonable(Protocol):
+    """A session that goes on answering after the half-close, and wants to know when nobody listens any more."""
+
+    def abandoned(self) -> None:
+        """Reset, deadline or lost connection after `closed(True)` and before `Stream.close`. Called at most once, last."""
         ...
 
 
