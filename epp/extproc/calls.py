@@ -1,0 +1,94 @@
+"""What a request's HTTP/2 header fields say about a gRPC call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+Field = tuple[bytes, bytes]
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")
+_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
+_TIMEOUT_UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_GRPC = re.compile(r"application/grpc(\+.*|;.*|)", re.IGNORECASE)
+_REQUEST_PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path"))
+_OF_ONE_CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+
+
+class Malformed(Exception):
+    """Header fields that RFC 9113, section 8.2 and 8.3, forbids."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A call as its header block announces it.
+
+    `timeout_s` is the client's deadline, None without one. `encoding` is that of compressed messages. `body_bytes` is the
+    content-length, None where not said. `http_status` is 200 for gRPC, else what to answer instead (415), `bodiless` tells
+    that such an answer has no body (HEAD).
+    """
+
+    path: str
+    timeout_s: float | None = None
+    encoding: str = "identity"
+    body_bytes: int | None = None
+    http_status: int = 200
+    bodiless: bool = False
+
+
+def read_call(fields: Iterable[Field]) -> Call:
+    """Raises Malformed."""
+    pseudo: dict[bytes, bytes] = {}
+    plain: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if name[:1] == b":":
+            if plain or name in pseudo or name not in _REQUEST_PSEUDO:
+                raise Malformed(name)
+            pseudo[name] = value
+        else:
+            _check(name, value)
+            plain.setdefault(name, value)
+    if not pseudo.get(b":path") or b":method" not in pseudo or b":scheme" not in pseudo:
+        raise Malformed("missing pseudo header")
+    method = pseudo[b":method"]
+    grpc = method == b"POST" and _GRPC.fullmatch(plain.get(b"content-type", b"").decode("latin-1"))
+    return Call(
+        path=pseudo[b":path"].decode("latin-1"),
+        timeout_s=_timeout_s(plain.get(b"grpc-timeout")),
+        encoding=plain.get(b"grpc-encoding", b"identity").decode("latin-1"),
+        body_bytes=_content_length(plain.get(b"content-length")),
+        http_status=200 if grpc else 415,
+        bodiless=method == b"HEAD",
+    )
+
+
+def read_trailers(fields: Iterable[Field]) -> None:
+    """Trailers of a request say nothing that gRPC uses; they still have to be well formed. Raises Malformed."""
+    for name, value in fields:
+        _check(name, value)
+
+
+def _check(name: bytes, value: bytes) -> None:
+    if not _TOKEN.fullmatch(name) or name in _OF_ONE_CONNECTION or _BAD_VALUE.search(value):
+        raise Malformed(name)
+    if name == b"te" and value != b"trailers":
+        raise Malformed(name)
+
+
+def _timeout_s(value: bytes | None) -> float | None:
+    if value is None:
+        return None
+    match = _TIMEOUT.fullmatch(value.decode("latin-1"))
+    if match is None:
+        raise Malformed("grpc-timeout")
+    return int(match[1]) * _TIMEOUT_UNIT_S[match[2]]
+
+
+def _content_length(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if not re.fullmatch(rb"[0-9]{1,18}", value):
+        raise Malformed("content-length")
+    return int(value)

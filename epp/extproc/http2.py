@@ -1,0 +1,981 @@
+"""The server's side of one HTTP/2 connection (RFC 9113) that carries gRPC calls: bytes in, events and bytes out.
+
+No I/O and no clock. The owner feeds `receive`, acts on its events through `send` and `close`, and writes what
+`take_output` returns, once per read. Responses need no HPACK encoder: their header blocks are constants made of static
+table entries and literals. Requests need almost no decoder: the announced header table has size 0, so a block's meaning
+depends on its bytes alone, and a block seen before is looked up (`Limits.remembered_blocks`).
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from urllib.parse import quote
+
+import msgspec
+from hpack import Decoder, HPACKError, OversizedHeaderListError
+
+from epp.extproc.calls import Call, Field, Malformed, read_call, read_trailers
+
+MIB = 1 << 20
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one connection may ask of us. Sizes are bytes; each default says why."""
+
+    max_message_bytes: int = 64 * MIB
+    """One gRPC message, after decompression. Envoy sends a buffered body whole, up to its own buffer limit; prompts with
+    inline images reach tens of MiB."""
+    max_assembling_bytes: int = 256 * MIB
+    """Unfinished messages of all streams together: a few of the largest at once, not one per stream."""
+    max_queued_bytes: int = 128 * MIB
+    """Replies on one stream that wait for the peer to read: an echoed body of the largest size, twice over."""
+    max_connection_queued_bytes: int = 256 * MIB
+    """The same over all streams of the connection."""
+    max_concurrent_streams: int = 10_000
+    """Announced. In lean mode a stream stays open for as long as the answer streams; a stream costs about 1 KiB."""
+    stream_window_bytes: int = MIB
+    """Announced. A message is handled as soon as it is whole, so this only has to cover bandwidth x round trip."""
+    connection_window_bytes: int = 16 * MIB
+    """Credit for all streams together, at least HTTP/2's 65,535; Envoy multiplexes all requests of a worker over one connection."""
+    max_frame_bytes: int = 64 * 1024
+    """Announced. A frame is held until it is whole; larger frames than HTTP/2's 16 KiB cost fewer wake-ups."""
+    max_header_list_bytes: int = 64 * 1024
+    """Announced, and the limit on an encoded block too. Envoy forwards at most 60 KiB of request headers by default."""
+    max_continuations: int = 16
+    """CONTINUATION frames of one block: a block of the largest size in frames of 4 KiB."""
+    remembered_blocks: int = 64
+    """Decoded blocks kept per connection. Envoy's differ little from stream to stream: 2 of 26,627 were new."""
+    remembered_block_bytes: int = 1024
+    """Larger blocks are not kept: with their parsed form they would let a peer pin memory."""
+    chatter_burst: int = 10_000
+    """Frames that ask for work and bring no message (PING, SETTINGS, PRIORITY, empty DATA, a reset before any message,
+    unknown types, errors) tolerated at once; beyond that the connection ends with ENHANCE_YOUR_CALM."""
+    chatter_per_s: float = 1_000.0
+    """Rate at which that allowance comes back: about 0.2 % of a core, far above keep-alive and bandwidth probes."""
+
+
+class Code(enum.IntEnum):
+    """HTTP/2 error codes (RFC 9113, section 7)."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    SETTINGS_TIMEOUT = 4
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    CONNECT_ERROR = 10
+    ENHANCE_YOUR_CALM = 11
+    INADEQUATE_SECURITY = 12
+    HTTP_1_1_REQUIRED = 13
+
+
+class Status(enum.IntEnum):
+    """The gRPC status codes that a transport answers by itself."""
+
+    OK = 0
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
+class Opened(msgspec.Struct, frozen=True, gc=False):
+    """A new call. `timeout_s` is the client's deadline from now, None without one."""
+
+    stream_id: int
+    path: str
+    timeout_s: float | None
+
+
+class Received(msgspec.Struct, frozen=True, gc=False):
+    """One whole message, decompressed."""
+
+    stream_id: int
+    message: bytes
+
+
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """The client half-closed: no more messages, an answer may still be sent."""
+
+    stream_id: int
+
+
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """The call is over without the session's doing: reset by the peer, refused for an error of its, or connection gone.
+
+    May follow `Ended`. Nothing more can be sent.
+    """
+
+    stream_id: int
+
+
+Event = Opened | Received | Ended | Lost
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+MAX_WINDOW = (1 << 31) - 1
+MAX_STREAM_ID = (1 << 31) - 1
+DEFAULT_WINDOW = 65_535
+DEFAULT_FRAME = 16_384
+DRAIN_PING = b"epp.bye!"
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+ACK = END_STREAM = 0x1
+END_HEADERS = 0x4
+PADDED = 0x8
+HAS_PRIORITY = 0x20
+
+HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = (
+    range(1, 7)
+)
+
+_FRAME = struct.Struct(">LBL")  # 24 bits of length with 8 of type, flags, stream
+_DATA_AND_PREFIX = struct.Struct(">LBLBL")  # a frame header followed by a message's 5 bytes
+_PREFIX = struct.Struct(">BL")
+_U32 = struct.Struct(">L")
+_SETTING = struct.Struct(">HL")
+_PAIR = struct.Struct(">LL")
+
+# Static table entries and literals without indexing (RFC 7541, sections 6.1 and 6.2.2) mean the same whatever table size
+# the peer allows.
+_RESPONSE = b"\x88" + b"\x0f\x10\x10application/grpc"
+_STATUS_OK = b"\x00\x0bgrpc-status\x010"
+_ACCEPTED_ENCODINGS = b"\x00\x14grpc-accept-encoding\x0didentity,gzip"
+_PLAIN_IN_STATUS = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+_EMPTY_HEADER_TABLE = b"\x20"
+_NOT_GRPC = b"This port speaks gRPC (HTTP/2 with content-type application/grpc).\n"
+_NOT_GRPC_BLOCK = b"\x08\x03415" + b"\x0f\x10\x0atext/plain"
+
+
+class _Stream(msgspec.Struct):
+    """One open stream. `queue` holds DATA payloads that wait for credit, `finish` the header block that ends the answer
+    after them (b"" ends it with an empty DATA frame). A `deaf` stream's messages are of no more interest."""
+
+    id: int
+    call: Call
+    receivable: int
+    sendable: int
+    body_left: int | None
+    buffer: bytearray | None = None
+    queue: deque[memoryview] | None = None
+    queued: int = 0
+    finish: bytes | None = None
+    deaf: bool = False
+    head_sent: bool = False
+    remote_done: bool = False
+    heard: bool = False
+
+
+class _ConnectionError(Exception):
+    def __init__(self, code: Code, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class _StreamError(Exception):
+    def __init__(self, stream_id: int, code: Code) -> None:
+        super().__init__(stream_id, code)
+        self.stream_id = stream_id
+        self.code = code
+
+
+class Connection:
+    """State of one connection, owned by one caller, used from one thread.
+
+    `closing` becomes True when nothing more will be read or opened: write what `take_output` returns, then close the
+    socket.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._rest = b""
+        self._greeted = False
+        self._streams: dict[int, _Stream] = {}
+        self._last_id = 0
+        self._refused_from = MAX_STREAM_ID
+        self._ended_by_peer: deque[int] = deque(maxlen=256)
+        self._abandoned: deque[int] = deque(maxlen=256)
+        self._draining = False
+        self._failed = False
+
+        self._decoder = Decoder(max_header_list_size=limits.max_header_list_bytes)
+        self._remembered: dict[bytes, Call] = {}
+        self._block: bytearray | None = None
+        self._block_id = 0
+        self._block_flags = 0
+        self._block_continuations = 0
+
+        self._receivable = limits.connection_window_bytes
+        self._receive_low = limits.connection_window_bytes // 2
+        self._stream_low = limits.stream_window_bytes // 2
+        self._assembling = 0
+
+        self._sendable = DEFAULT_WINDOW
+        self._peer_window = DEFAULT_WINDOW
+        self._peer_frame = DEFAULT_FRAME
+        self._block_prefix = b""
+        self._encoder_emptied = False
+        self._held = False
+        self._queued = 0
+        self._waiting: dict[int, _Stream] = {}
+
+        self._chatter = float(limits.chatter_burst)
+        self._chatter_since_s = 0.0
+        self._now_s = 0.0
+
+        self._out: list[bytes | memoryview] = [_greeting(limits)]
+
+    # --- what the owner sees ---------------------------------------------------------------------------------------
+
+    @property
+    def closing(self) -> bool:
+        return self._failed or (self._draining and self._refused_from != MAX_STREAM_ID and not self._streams)
+
+    @property
+    def greeted(self) -> bool:
+        """Whether the peer has shown that it speaks HTTP/2."""
+        return self._greeted
+
+    @property
+    def open_streams(self) -> int:
+        return len(self._streams)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Replies that wait for the peer's credit or for `release`, payload bytes."""
+        return self._queued
+
+    @property
+    def assembling_bytes(self) -> int:
+        """Bytes of messages that are not whole yet."""
+        return self._assembling
+
+    def take_output(self) -> bytes:
+        """All bytes to write since the last call, b"" for none."""
+        out = self._out
+        if not out:
+            return b""
+        self._out = []
+        return b"".join(out)
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now_s: float) -> list[Event]:
+        """Take bytes as they came; how they are cut makes no difference. Raises nothing: a peer's error closes."""
+        events: list[Event] = []
+        if self._failed:
+            return events
+        self._now_s = now_s
+        if self._rest:
+            data = self._rest + data
+        try:
+            used = self._parse(data, events) if self._greeted else self._greet(data, events)
+        except _ConnectionError as error:
+            self._fail(error, events)
+            return events
+        self._rest = data[used:] if used < len(data) else b""
+        return events
+
+    def lost(self) -> list[Event]:
+        """The socket is gone: one `Lost` for every stream still open."""
+        self._failed = True
+        self._out.clear()
+        return self._lose_all()
+
+    def _greet(self, data: bytes, events: list[Event]) -> int:
+        """Check preface and first frame header, then parse on. Returns how many bytes are used up."""
+        expected = PREFACE
+        if data[: len(expected)] != expected[: len(data)]:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "not an HTTP/2 connection preface")
+        if len(data) < len(expected) + _FRAME.size:
+            return 0
+        head, flags, _ = _FRAME.unpack_from(data, len(expected))
+        if head & 0xFF != SETTINGS or flags & ACK:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        self._greeted = True
+        self._chatter_since_s = self._now_s
+        return self._parse(data, events, len(expected))
+
+    def _parse(self, data: bytes, events: list[Event], position: int = 0) -> int:
+        size = len(data)
+        max_frame = self._limits.max_frame_bytes
+        unpack = _FRAME.unpack_from
+        while position + 9 <= size:
+            head, flags, stream_id = unpack(data, position)
+            length = head >> 8
+            if length > max_frame:
+                raise _ConnectionError(Code.FRAME_SIZE_ERROR, "frame larger than SETTINGS_MAX_FRAME_SIZE")
+            start = position + 9
+            stop = start + length
+            if stop > size:
+                break
+            kind = head & 0xFF
+            stream_id &= MAX_STREAM_ID
+            if self._block is not None and (kind != CONTINUATION or stream_id != self._block_id):
+                raise _ConnectionError(Code.PROTOCOL_ERROR, "a header block was interrupted")
+            position = stop
+            try:
+                if kind == DATA:
+                    self._on_data(flags, stream_id, data, start, stop, events)
+                elif kind == HEADERS:
+                    self._on_headers(flags, stream_id, data[start:stop], events)
+                else:
+                    _ON_FRAME.get(kind, Connection._on_unknown)(self, flags, stream_id, data[start:stop], events)
+            except _StreamError as error:
+                self._spend_chatter()
+                self._reset(error.stream_id, error.code, events)
+        return position
+
+    def _on_data(self, flags: int, stream_id: int, data: bytes, start: int, stop: int, events: list[Event]) -> None:
+        length = stop - start
+        self._receivable -= length
+        if self._receivable < self._receive_low:
+            self._grant_connection()
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.remote_done:
+            self._data_out_of_place(stream_id, stream)
+            return
+        stream.receivable -= length
+        if flags & PADDED:
+            if not length or data[start] >= length:
+                raise _ConnectionError(Code.PROTOCOL_ERROR, "padding longer than its frame")
+            stop -= data[start]
+            start += 1
+        if stream.body_left is not None:
+            stream.body_left -= stop - start
+            if stream.body_left < 0 or (flags & END_STREAM and stream.body_left):
+                raise _StreamError(stream_id, Code.PROTOCOL_ERROR)
+        if stream.receivable < self._stream_low:
+            self._grant_stream(stream)
+        if start < stop:
+            if not stream.deaf:
+                self._assemble(stream, data, start, stop, events)
+        elif not flags & END_STREAM:
+            self._spend_chatter()
+        if flags & END_STREAM:
+            self._end(stream, events)
+
+    def _data_out_of_place(self, stream_id: int, stream: _Stream | None) -> None:
+        """DATA where none may come. What was in flight when we closed a stream is no error."""
+        if stream_id == 0 or stream_id > self._last_id:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "DATA on an idle stream")
+        if stream is not None or stream_id in self._ended_by_peer:
+            raise _StreamError(stream_id, Code.STREAM_CLOSED)
+
+    def _grant_connection(self) -> None:
+        if self._receivable < 0:
+            raise _ConnectionError(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window allows")
+        window = self._limits.connection_window_bytes
+        self._out.append(_FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, 0) + _U32.pack(window - self._receivable))
+        self._receivable = window
+
+    def _grant_stream(self, stream: _Stream) -> None:
+        if stream.receivable < 0:
+            raise _StreamError(stream.id, Code.FLOW_CONTROL_ERROR)
+        window = self._limits.stream_window_bytes
+        self._out.append(_FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, stream.id) + _U32.pack(window - stream.receivable))
+        stream.receivable = window
+
+    # --- messages --------------------------------------------------------------------------------------------------
+
+    def _assemble(self, stream: _Stream, data: bytes, start: int, stop: int, events: list[Event]) -> None:
+        """Cut gRPC messages out of DATA. A message that lies whole in one frame is copied once."""
+        if stream.buffer is not None:
+            self._extend(stream, stream.buffer, data, start, stop, events)
+            return
+        max_message = self._limits.max_message_bytes
+        while stop - start >= 5:
+            flag, length = _PREFIX.unpack_from(data, start)
+            if length > max_message:
+                self._refuse_size(stream, events)
+                return
+            end = start + 5 + length
+            if end > stop:
+                break
+            if not self._deliver(stream, flag, data[start + 5 : end], events):
+                return
+            start = end
+        if start < stop:
+            stream.buffer = bytearray(data[start:stop])
+            self._grow(stream, stop - start, events)
+
+    def _extend(
+        self, stream: _Stream, buffer: bytearray, data: bytes, start: int, stop: int, events: list[Event]
+    ) -> None:
+        buffer += memoryview(data)[start:stop]
+        if not self._grow(stream, stop - start, events):
+            return
+        while len(buffer) >= 5:
+            flag, length = _PREFIX.unpack_from(buffer)
+            if length > self._limits.max_message_bytes:
+                self._refuse_size(stream, events)
+                return
+            if len(buffer) < 5 + length:
+                return
+            with memoryview(buffer) as view:
+                message = bytes(view[5 : 5 + length])
+            del buffer[: 5 + length]
+            self._assembling -= 5 + length
+            if not self._deliver(stream, flag, message, events):
+                return
+        if not buffer:
+            stream.buffer = None
+
+    def _grow(self, stream: _Stream, grown: int, events: list[Event]) -> bool:
+        self._assembling += grown
+        if self._assembling <= self._limits.max_assembling_bytes:
+            return True
+        self._refuse(stream, Status.RESOURCE_EXHAUSTED, "too many unfinished messages on this connection", events)
+        return False
+
+    def _deliver(self, stream: _Stream, flag: int, message: bytes, events: list[Event]) -> bool:
+        """Hand one message on; False when the stream was refused instead."""
+        stream.heard = True
+        if not flag:
+            events.append(Received(stream.id, message))
+            return True
+        encoding = stream.call.encoding
+        if flag != 1:
+            self._refuse(stream, Status.INTERNAL, "unknown message flags", events)
+        elif encoding == "identity":
+            self._refuse(stream, Status.INTERNAL, "compressed message without grpc-encoding", events)
+        elif encoding != "gzip":
+            self._refuse(stream, Status.UNIMPLEMENTED, f"grpc-encoding {encoding} is not supported", events)
+        else:
+            return self._inflate(stream, message, events)
+        return False
+
+    def _inflate(self, stream: _Stream, message: bytes, events: list[Event]) -> bool:
+        limit = self._limits.max_message_bytes
+        inflater = zlib.decompressobj(wbits=31)
+        try:
+            plain = inflater.decompress(message, limit + 1)
+        except zlib.error:
+            self._refuse(stream, Status.INTERNAL, "message is not valid gzip", events)
+            return False
+        if len(plain) > limit:
+            self._refuse_size(stream, events)
+            return False
+        if not inflater.eof:
+            self._refuse(stream, Status.INTERNAL, "gzip message is cut short", events)
+            return False
+        events.append(Received(stream.id, plain))
+        return True
+
+    def _refuse_size(self, stream: _Stream, events: list[Event]) -> None:
+        limit = self._limits.max_message_bytes
+        self._refuse(stream, Status.RESOURCE_EXHAUSTED, f"message larger than {limit} bytes", events)
+
+    def _refuse(self, stream: _Stream, status: Status, message: str, events: list[Event]) -> None:
+        self.close(stream.id, status, message)
+        events.append(Lost(stream.id))
+
+    def _end(self, stream: _Stream, events: list[Event]) -> None:
+        if self._streams.get(stream.id) is not stream:
+            return
+        stream.remote_done = True
+        if stream.call.http_status != 200:
+            self._answer_not_grpc(stream)
+        elif stream.buffer is not None:
+            self._refuse(stream, Status.INTERNAL, "the stream ended inside a message", events)
+        elif not stream.deaf:
+            events.append(Ended(stream.id))
+
+    def _answer_not_grpc(self, stream: _Stream) -> None:
+        stream.head_sent = True
+        if stream.call.bodiless:
+            self._put_headers(stream.id, _NOT_GRPC_BLOCK, END_STREAM)
+            self._forget(stream)
+            return
+        self._put_headers(stream.id, _NOT_GRPC_BLOCK, 0)
+        self._enqueue(stream, _NOT_GRPC)
+        self._finish(stream, b"")
+
+    # --- header blocks ---------------------------------------------------------------------------------------------
+
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if not stream_id & 1:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "HEADERS on a stream that no client may open")
+        if flags & (PADDED | HAS_PRIORITY):
+            payload = _strip(flags, stream_id, payload)
+        if flags & END_HEADERS:
+            self._on_block(flags, stream_id, payload, events)
+            return
+        self._block = bytearray(payload)
+        self._block_id = stream_id
+        self._block_flags = flags
+        self._block_continuations = 0
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        block = self._block
+        if block is None:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        block += payload
+        self._block_continuations += 1
+        limits = self._limits
+        if len(block) > limits.max_header_list_bytes or self._block_continuations > limits.max_continuations:
+            raise _ConnectionError(Code.ENHANCE_YOUR_CALM, "header block too large")
+        if flags & END_HEADERS:
+            self._block = None
+            self._on_block(self._block_flags, stream_id, bytes(block), events)
+
+    def _on_block(self, flags: int, stream_id: int, block: bytes, events: list[Event]) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._on_trailers(flags, stream, block, events)
+            return
+        if stream_id <= self._last_id:
+            self._block_out_of_place(stream_id, block)
+            return
+        self._last_id = stream_id
+        call = self._remembered.get(block)
+        if call is None:
+            call = self._read_block(stream_id, block)
+        if stream_id > self._refused_from or len(self._streams) >= self._limits.max_concurrent_streams:
+            raise _StreamError(stream_id, Code.REFUSED_STREAM)
+        stream = _Stream(stream_id, call, self._limits.stream_window_bytes, self._peer_window, call.body_bytes)
+        self._streams[stream_id] = stream
+        if call.http_status == 200:
+            events.append(Opened(stream_id, call.path, call.timeout_s))
+        else:
+            stream.deaf = True
+        if flags & END_STREAM:
+            if call.body_bytes:
+                raise _StreamError(stream_id, Code.PROTOCOL_ERROR)
+            self._end(stream, events)
+
+    def _on_trailers(self, flags: int, stream: _Stream, block: bytes, events: list[Event]) -> None:
+        headers = self._decode(block)
+        if stream.remote_done:
+            raise _StreamError(stream.id, Code.STREAM_CLOSED)
+        if not flags & END_STREAM or stream.body_left:
+            raise _StreamError(stream.id, Code.PROTOCOL_ERROR)
+        try:
+            read_trailers(headers)
+        except Malformed:
+            raise _StreamError(stream.id, Code.PROTOCOL_ERROR) from None
+        self._end(stream, events)
+
+    def _block_out_of_place(self, stream_id: int, block: bytes) -> None:
+        """A header block on a stream that is over. One in flight when we closed is no error, but feeds the decoder."""
+        self._decode(block)
+        if stream_id in self._ended_by_peer:
+            raise _ConnectionError(Code.STREAM_CLOSED, "HEADERS on a closed stream")
+        if stream_id not in self._abandoned:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "HEADERS on a stream number already passed")
+
+    def _decode(self, block: bytes) -> Iterable[Field]:
+        try:
+            return self._decoder.decode(block, raw=True)
+        except OversizedHeaderListError:
+            raise _ConnectionError(Code.ENHANCE_YOUR_CALM, "header list too large") from None
+        except HPACKError as error:
+            raise _ConnectionError(Code.COMPRESSION_ERROR, str(error)) from None
+
+    def _read_block(self, stream_id: int, block: bytes) -> Call:
+        stateless = self._decoder.header_table_size == 0
+        try:
+            call = read_call(self._decode(block))
+        except Malformed:
+            raise _StreamError(stream_id, Code.PROTOCOL_ERROR) from None
+        # A block that was read while the client's table had room may depend on, or have changed, that table.
+        if stateless and len(block) <= self._limits.remembered_block_bytes:
+            if len(self._remembered) >= self._limits.remembered_blocks:
+                del self._remembered[next(iter(self._remembered))]
+            self._remembered[block] = call
+        return call
+
+    # --- other frames ----------------------------------------------------------------------------------------------
+
+    def _on_priority(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if stream_id == 0:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "PRIORITY on the connection")
+        if len(payload) != 5:
+            raise _StreamError(stream_id, Code.FRAME_SIZE_ERROR)
+        if _U32.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
+            raise _StreamError(stream_id, Code.PROTOCOL_ERROR)
+        self._spend_chatter()
+
+    def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if stream_id == 0 or stream_id > self._last_id:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
+        if len(payload) != 4:
+            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
+        stream = self._streams.get(stream_id)
+        if stream is None or not stream.heard:
+            self._spend_chatter()
+        if stream is not None:
+            stream.remote_done = True
+            self._forget(stream)
+            events.append(Lost(stream_id))
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if stream_id:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "SETTINGS on a stream")
+        self._spend_chatter()
+        if flags & ACK:
+            if payload:
+                raise _ConnectionError(Code.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
+            self._decoder.max_allowed_table_size = 0
+            return
+        if len(payload) % 6:
+            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes")
+        for name, value in _SETTING.iter_unpack(payload):
+            self._apply_setting(name, value)
+        self._out.append(_FRAME.pack(SETTINGS, ACK, 0))
+        self._pump()
+
+    def _apply_setting(self, name: int, value: int) -> None:
+        if name == INITIAL_WINDOW_SIZE:
+            self._change_peer_window(value)
+        elif name == MAX_FRAME_SIZE:
+            if not DEFAULT_FRAME <= value < 1 << 24:
+                raise _ConnectionError(Code.PROTOCOL_ERROR, "SETTINGS_MAX_FRAME_SIZE out of range")
+            self._peer_frame = value
+        elif name == ENABLE_PUSH:
+            if value > 1:
+                raise _ConnectionError(Code.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is neither 0 nor 1")
+        elif name == HEADER_TABLE_SIZE and value < 4096 and not self._encoder_emptied:
+            # RFC 9113, section 4.3.1: the next block must say that the table has shrunk. Size 0 fits all later settings.
+            self._encoder_emptied = True
+            self._block_prefix = _EMPTY_HEADER_TABLE
+
+    def _change_peer_window(self, value: int) -> None:
+        if value > MAX_WINDOW:
+            raise _ConnectionError(Code.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE out of range")
+        change = value - self._peer_window
+        self._peer_window = value
+        for stream in self._streams.values():
+            stream.sendable += change
+            if stream.sendable > MAX_WINDOW:
+                raise _ConnectionError(Code.FLOW_CONTROL_ERROR, "window above 2^31-1")
+            if stream.queue and stream.sendable > 0:
+                self._waiting[stream.id] = stream
+
+    def _on_push_promise(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        raise _ConnectionError(Code.PROTOCOL_ERROR, "a client cannot push")
+
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if stream_id:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "PING is not 8 bytes")
+        self._spend_chatter()
+        if not flags & ACK:
+            self._out.append(_FRAME.pack(8 << 8 | PING, ACK, 0) + payload)
+        elif self._draining and payload == DRAIN_PING:
+            self._close_door()
+
+    def _on_goaway(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if stream_id:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 bytes")
+        self._spend_chatter()
+
+    def _on_window_update(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if len(payload) != 4:
+            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
+        increment = _U32.unpack(payload)[0] & MAX_STREAM_ID
+        if stream_id == 0:
+            self._widen_connection(increment)
+            return
+        if stream_id > self._last_id:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        if not increment:
+            raise _StreamError(stream_id, Code.PROTOCOL_ERROR)
+        stream.sendable += increment
+        if stream.sendable > MAX_WINDOW:
+            raise _StreamError(stream_id, Code.FLOW_CONTROL_ERROR)
+        if stream.queue:
+            self._waiting[stream_id] = stream
+            self._pump()
+
+    def _on_unknown(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        self._spend_chatter()
+
+    def _widen_connection(self, increment: int) -> None:
+        if not increment:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
+        self._sendable += increment
+        if self._sendable > MAX_WINDOW:
+            raise _ConnectionError(Code.FLOW_CONTROL_ERROR, "window above 2^31-1")
+        if self._waiting:
+            self._pump()
+
+    def _spend_chatter(self) -> None:
+        self._chatter -= 1.0
+        if self._chatter >= 0.0:
+            return
+        limits = self._limits
+        since_s = self._now_s - self._chatter_since_s
+        self._chatter = min(float(limits.chatter_burst), since_s * limits.chatter_per_s) - 1.0
+        self._chatter_since_s = self._now_s
+        if self._chatter < 0.0:
+            raise _ConnectionError(Code.ENHANCE_YOUR_CALM, "too many frames without a message")
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def send(self, stream_id: int, message: bytes) -> bool:
+        """Queue one message. False when the stream was reset because too much waits for the peer; True otherwise, also
+        when the stream is already over."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.finish is not None:
+            return True
+        out = self._out
+        if not stream.head_sent:
+            stream.head_sent = True
+            self._put_headers(stream_id, _RESPONSE, 0)
+        length = len(message)
+        size = length + 5
+        if (
+            size <= stream.sendable
+            and size <= self._sendable
+            and size <= self._peer_frame
+            and not stream.queue
+            and not self._held
+        ):
+            stream.sendable -= size
+            self._sendable -= size
+            out.append(_DATA_AND_PREFIX.pack(size << 8, 0, stream_id, 0, length))
+            out.append(message)
+            return True
+        self._enqueue(stream, _PREFIX.pack(0, length) + message)
+        limits = self._limits
+        if stream.queued <= limits.max_queued_bytes and self._queued <= limits.max_connection_queued_bytes:
+            return True
+        self._forget(stream)
+        self._put_reset(stream_id, Code.ENHANCE_YOUR_CALM)
+        return False
+
+    def close(self, stream_id: int, status: int, message: str = "") -> None:
+        """End the answer with a gRPC status, after what is queued. Nothing happens when the stream is already over."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.finish is not None:
+            return
+        block = _STATUS_OK if status == 0 and not message else _status_block(status, message)
+        self._finish(stream, block if stream.head_sent else _RESPONSE + block)
+
+    def hold(self) -> None:
+        """Keep payloads back until `release`: the socket takes no more for now."""
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
+        self._pump()
+
+    def drain(self) -> None:
+        """Say that no new calls are wanted; those that cross this on the way are still served (RFC 9113, section 6.8)."""
+        if self._draining or self._failed:
+            return
+        self._draining = True
+        self._out.append(_goaway(MAX_STREAM_ID, Code.NO_ERROR))
+        self._out.append(_FRAME.pack(8 << 8 | PING, 0, 0) + DRAIN_PING)
+
+    def abort(self) -> list[Event]:
+        """End every stream now; one `Lost` for each. `closing` is True afterwards."""
+        if self._failed:
+            return []
+        self._failed = True
+        self._out.append(_goaway(self._last_id, Code.NO_ERROR))
+        return self._lose_all()
+
+    def _close_door(self) -> None:
+        self._refused_from = self._last_id
+        self._out.append(_goaway(self._last_id, Code.NO_ERROR))
+
+    def _put_headers(self, stream_id: int, block: bytes, flags: int) -> None:
+        if self._block_prefix:
+            block = self._block_prefix + block
+            self._block_prefix = b""
+        self._out.append(_FRAME.pack(len(block) << 8 | HEADERS, flags | END_HEADERS, stream_id) + block)
+
+    def _put_reset(self, stream_id: int, code: Code) -> None:
+        self._out.append(_FRAME.pack(4 << 8 | RST_STREAM, 0, stream_id) + _U32.pack(code))
+
+    def _enqueue(self, stream: _Stream, payload: bytes) -> None:
+        if stream.queue is None:
+            stream.queue = deque()
+        stream.queue.append(memoryview(payload))
+        stream.queued += len(payload)
+        self._queued += len(payload)
+        self._waiting[stream.id] = stream
+        self._pump()
+
+    def _finish(self, stream: _Stream, block: bytes) -> None:
+        stream.finish = block
+        stream.deaf = True
+        self._drop_buffer(stream)
+        if not stream.queue:
+            self._put_finish(stream, block)
+
+    def _put_finish(self, stream: _Stream, block: bytes) -> None:
+        if block:
+            self._put_headers(stream.id, block, END_STREAM)
+        else:
+            self._out.append(_FRAME.pack(DATA, END_STREAM, stream.id))
+        if not stream.remote_done:
+            # The peer may stop sending: its answer is complete (RFC 9113, section 8.1).
+            self._put_reset(stream.id, Code.NO_ERROR)
+        self._forget(stream)
+
+    def _pump(self) -> None:
+        """Send what waits, one frame of each stream in turn, as far as the windows and the socket allow."""
+        waiting = self._waiting
+        while waiting and self._sendable > 0 and not self._held:
+            stream_id, stream = next(iter(waiting.items()))
+            del waiting[stream_id]
+            if stream.sendable <= 0:
+                continue
+            self._put_frame(stream)
+            if stream.queue:
+                waiting[stream_id] = stream
+            elif stream.finish is not None:
+                self._put_finish(stream, stream.finish)
+
+    def _put_frame(self, stream: _Stream) -> None:
+        queue = stream.queue
+        assert queue
+        payload = queue.popleft()
+        room = min(stream.sendable, self._sendable, self._peer_frame)
+        if len(payload) > room:
+            queue.appendleft(payload[room:])
+            payload = payload[:room]
+        size = len(payload)
+        stream.sendable -= size
+        stream.queued -= size
+        self._sendable -= size
+        self._queued -= size
+        self._out.append(_FRAME.pack(size << 8 | DATA, 0, stream.id))
+        self._out.append(payload)
+
+    # --- endings ---------------------------------------------------------------------------------------------------
+
+    def _forget(self, stream: _Stream) -> None:
+        stream_id = stream.id
+        del self._streams[stream_id]
+        self._waiting.pop(stream_id, None)
+        (self._ended_by_peer if stream.remote_done else self._abandoned).append(stream_id)
+        self._queued -= stream.queued
+        self._drop_buffer(stream)
+
+    def _drop_buffer(self, stream: _Stream) -> None:
+        if stream.buffer is not None:
+            self._assembling -= len(stream.buffer)
+            stream.buffer = None
+
+    def _reset(self, stream_id: int, code: Code, events: list[Event]) -> None:
+        self._put_reset(stream_id, code)
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._forget(stream)
+            events.append(Lost(stream_id))
+
+    def _lose_all(self) -> list[Event]:
+        events: list[Event] = [Lost(stream_id) for stream_id in self._streams]
+        self._streams.clear()
+        self._waiting.clear()
+        self._remembered.clear()
+        self._rest = b""
+        self._queued = self._assembling = 0
+        return events
+
+    def _fail(self, error: _ConnectionError, events: list[Event]) -> None:
+        self._failed = True
+        self._out.append(_goaway(self._last_id, error.code, error.reason))
+        events += self._lose_all()
+
+
+_ON_FRAME: dict[int, Callable[[Connection, int, int, bytes, list[Event]], None]] = {
+    PRIORITY: Connection._on_priority,
+    RST_STREAM: Connection._on_rst_stream,
+    SETTINGS: Connection._on_settings,
+    PUSH_PROMISE: Connection._on_push_promise,
+    PING: Connection._on_ping,
+    GOAWAY: Connection._on_goaway,
+    WINDOW_UPDATE: Connection._on_window_update,
+    CONTINUATION: Connection._on_continuation,
+}
+
+
+def _greeting(limits: Limits) -> bytes:
+    settings = (
+        (HEADER_TABLE_SIZE, 0),
+        (MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams),
+        (INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
+        (MAX_FRAME_SIZE, limits.max_frame_bytes),
+        (MAX_HEADER_LIST_SIZE, limits.max_header_list_bytes),
+    )
+    payload = b"".join(_SETTING.pack(name, value) for name, value in settings)
+    greeting = _FRAME.pack(len(payload) << 8 | SETTINGS, 0, 0) + payload
+    more = limits.connection_window_bytes - DEFAULT_WINDOW
+    if more > 0:
+        greeting += _FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, 0) + _U32.pack(more)
+    return greeting
+
+
+def _goaway(last_id: int, code: Code, reason: str = "") -> bytes:
+    debug = reason.encode()
+    return _FRAME.pack((8 + len(debug)) << 8 | GOAWAY, 0, 0) + _PAIR.pack(last_id, code) + debug
+
+
+def _strip(flags: int, stream_id: int, payload: bytes) -> bytes:
+    """The header block fragment of a HEADERS payload, without padding and priority."""
+    start = 0
+    stop = len(payload)
+    if flags & PADDED:
+        if not payload:
+            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "HEADERS without its padding length")
+        stop -= payload[0]
+        start = 1
+    if flags & HAS_PRIORITY:
+        if len(payload) < start + 5:
+            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "HEADERS without its priority")
+        if _U32.unpack_from(payload, start)[0] & MAX_STREAM_ID == stream_id:
+            raise _ConnectionError(Code.PROTOCOL_ERROR, "a stream cannot depend on itself")
+        start += 5
+    if stop < start:
+        raise _ConnectionError(Code.PROTOCOL_ERROR, "padding longer than its frame")
+    return payload[start:stop]
+
+
+def _status_block(status: int, message: str) -> bytes:
+    """Trailers for `status`; the message is percent-encoded as gRPC asks, and cut at 1,000 characters."""
+    block = _literal(b"grpc-status", b"%d" % status)
+    if message:
+        text = quote(message[:1000], safe=_PLAIN_IN_STATUS).encode()
+        block += _literal(b"grpc-message", text)
+    if status == Status.UNIMPLEMENTED:
+        block += _ACCEPTED_ENCODINGS
+    return block
+
+
+def _literal(name: bytes, value: bytes) -> bytes:
+    """A literal field without indexing, new name (RFC 7541, section 6.2.2)."""
+    return b"\x00" + _length(len(name)) + name + _length(len(value)) + value
+
+
+def _length(value: int) -> bytes:
+    """A string length with a 7-bit prefix, no Huffman (RFC 7541, section 5.1)."""
+    if value < 127:
+        return bytes((value,))
+    out = bytearray((127,))
+    value -= 127
+    while value >= 128:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,345 @@
+"""gRPC over our own HTTP/2 on asyncio or uvloop: the thin shell that owns sockets, timers and sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Mapping
+
+import msgspec
+
+from epp.extproc.http2 import Connection, Ended, Event, Limits, Opened, Received, Status
+from epp.extproc.transport import Abandonable, OpenSession, Session
+
+GREETING_TIMEOUT_S = 10.0
+"""How long a new connection may take to show that it speaks HTTP/2; the TLS handshake has as long again."""
+LINGER_S = 1.0
+"""How long a finished connection may take to read what is left. Closing at once with bytes unread would make the kernel
+reset it, and the peer would never see the GOAWAY."""
+
+_log = logging.getLogger(__name__)
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """Counts of one server: open now, and calls since the start."""
+
+    connections: int
+    streams: int
+    calls: int
+
+
+class Http2Server:
+    """Serves the routes (`/package.Service/Method` to session) on one port.
+
+    `start` once; `drain` asks clients to go elsewhere while open calls go on; `stop` ends everything. All methods belong to
+    the loop that ran `start`.
+    """
+
+    def __init__(
+        self, routes: Mapping[str, OpenSession], limits: Limits | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.routes = routes
+        self.limits = limits or Limits()
+        self.links: set[_Link] = set()
+        self.calls = 0
+        self._tls = tls
+        self._listener: asyncio.Server | None = None
+        self._all_gone = asyncio.Event()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen. Returns the bound port (`port` 0: any free one). Raises OSError when it cannot be had."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            lambda: _Link(self, loop),
+            host,
+            port,
+            ssl=self._tls,
+            ssl_handshake_timeout=GREETING_TIMEOUT_S if self._tls else None,
+            backlog=1024,
+        )
+        bound: int = self._listener.sockets[0].getsockname()[1]
+        return bound
+
+    def drain(self) -> None:
+        """Accept no more connections or calls; open calls, and those already on their way, are served."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        for link in tuple(self.links):
+            link.drain()
+
+    async def stop(self, grace_s: float) -> None:
+        """Drain, wait up to `grace_s` for open calls, then end those left: their sessions see `closed(False)`."""
+        self.drain()
+        try:
+            await self._gone(grace_s)
+        finally:
+            for link in tuple(self.links):
+                link.abort()
+        if not await self._gone(2 * LINGER_S):
+            for link in tuple(self.links):
+                link.cut()
+            await self._gone(LINGER_S)
+
+    def statistics(self) -> Statistics:
+        return Statistics(len(self.links), sum(link.open_streams for link in self.links), self.calls)
+
+    def left(self, link: _Link) -> None:
+        self.links.discard(link)
+        if not self.links:
+            self._all_gone.set()
+
+    async def _gone(self, timeout_s: float) -> bool:
+        if not self.links:
+            return True
+        self._all_gone.clear()
+        try:
+            await asyncio.wait_for(self._all_gone.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+
+class _Call:
+    """One call: the `Stream` its session holds.
+
+    `over`: nothing more can be sent. `closed`: because the session said so. `told`: its `closed` was called.
+    """
+
+    __slots__ = ("_link", "_stream_id", "closed", "over", "session", "timer", "told")
+
+    def __init__(self, link: _Link, stream_id: int) -> None:
+        self._link = link
+        self._stream_id = stream_id
+        self.session: Session | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.over = False
+        self.closed = False
+        self.told = False
+
+    def send(self, message: bytes) -> None:
+        if not self.over:
+            self._link.send(self, self._stream_id, message)
+
+    def close(self, status: int = 0, message: str = "") -> None:
+        if not self.over:
+            self._link.close(self, self._stream_id, status, message)
+
+
+class _Link(asyncio.Protocol):
+    """One connection: its socket, its HTTP/2 state, and the calls on it."""
+
+    def __init__(self, server: Http2Server, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+        self._http2 = Connection(server.limits)
+        self._calls: dict[int, _Call] = {}
+        self._owed: list[tuple[int, _Call]] = []
+        self._busy = False
+        self._flushing = False
+        self._closing = False
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- what asyncio calls ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._server.links.add(self)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            # A peer that vanished without a word holds its streams until the kernel notices.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._timer = self._loop.call_later(GREETING_TIMEOUT_S, self._expect_greeting)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._busy = True
+        calls = self._calls
+        for event in self._http2.receive(data, self._loop.time()):
+            if type(event) is Received:
+                call = calls.get(event.stream_id)
+                if call is None or call.over or call.session is None:
+                    continue
+                try:
+                    call.session.received(event.message)
+                except Exception:
+                    self._broken(event.stream_id, call)
+            elif type(event) is Opened:
+                self._open(event)
+            else:
+                self._over(event)
+        self._busy = False
+        self._flush()
+
+    def pause_writing(self) -> None:
+        # What a peer does not read, it may not ask more of.
+        self._http2.hold()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._http2.release()
+        self._transport.resume_reading()
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for event in self._http2.lost():
+            self._over(event)
+        self._pay()
+        self._server.left(self)
+
+    # --- what the server calls -------------------------------------------------------------------------------------
+
+    @property
+    def open_streams(self) -> int:
+        return self._http2.open_streams
+
+    def drain(self) -> None:
+        self._http2.drain()
+        self._flush()
+
+    def abort(self) -> None:
+        """End every call, and the connection once the peer has read that."""
+        for event in self._http2.abort():
+            self._over(event)
+        self._flush()
+
+    def cut(self) -> None:
+        self._transport.abort()
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def _open(self, event: Opened) -> None:
+        stream_id = event.stream_id
+        open_session = self._server.routes.get(event.path)
+        if open_session is None:
+            self._http2.close(stream_id, Status.UNIMPLEMENTED, f"unknown method {event.path}")
+            return
+        self._server.calls += 1
+        call = self._calls[stream_id] = _Call(self, stream_id)
+        try:
+            call.session = open_session(call)
+        except Exception:
+            self._broken(stream_id, call)
+            return
+        if event.timeout_s is not None:
+            call.timer = self._loop.call_later(event.timeout_s, self._expire, stream_id, call)
+
+    def _over(self, event: Event) -> None:
+        """The peer is done with a call: after `Ended` the session may still answer, after `Lost` it is forgotten."""
+        call = self._calls.get(event.stream_id)
+        if call is None:
+            return
+        if type(event) is Ended and not call.over:
+            self._tell(event.stream_id, call, True)
+            return
+        if type(event) is Ended:
+            self._release(event.stream_id, call)
+            self._tell(event.stream_id, call, True)
+            return
+        self._lose(event.stream_id, call)
+
+    def _lose(self, stream_id: int, call: _Call) -> None:
+        call.over = True
+        self._release(stream_id, call)
+        if not call.told:
+            self._tell(stream_id, call, False)
+        elif not call.closed and isinstance(call.session, Abandonable):
+            try:
+                call.session.abandoned()
+            except Exception:
+                self._broken(stream_id, call)
+
+    def _tell(self, stream_id: int, call: _Call, clean: bool) -> None:
+        if call.told or call.session is None:
+            return
+        call.told = True
+        try:
+            call.session.closed(clean)
+        except Exception:
+            self._broken(stream_id, call)
+
+    def _broken(self, stream_id: int, call: _Call) -> None:
+        """Called while handling what a session raised: one call fails, the connection goes on."""
+        _log.exception("session failed; its call ends with INTERNAL")
+        call.over = True
+        self._release(stream_id, call)
+        self._http2.close(stream_id, Status.INTERNAL, "internal error")
+        self._tell(stream_id, call, False)
+
+    def _expire(self, stream_id: int, call: _Call) -> None:
+        self._http2.close(stream_id, Status.DEADLINE_EXCEEDED, "deadline exceeded")
+        self._lose(stream_id, call)
+        self._flush()
+
+    def _release(self, stream_id: int, call: _Call) -> None:
+        self._calls.pop(stream_id, None)
+        if call.timer is not None:
+            call.timer.cancel()
+
+    # --- what a session's stream calls -----------------------------------------------------------------------------
+
+    def send(self, call: _Call, stream_id: int, message: bytes) -> None:
+        if not self._http2.send(stream_id, message):
+            call.over = True
+            self._owed.append((stream_id, call))
+        if not self._busy:
+            self._flush_soon()
+
+    def close(self, call: _Call, stream_id: int, status: int, message: str) -> None:
+        call.over = call.closed = True
+        self._http2.close(stream_id, status, message)
+        if call.told:
+            self._release(stream_id, call)
+        else:
+            # Not now: the session is in the middle of its own method.
+            self._owed.append((stream_id, call))
+        if not self._busy:
+            self._flush_soon()
+
+    def _pay(self) -> None:
+        """Tell sessions whose calls ended inside one of their own methods that nothing more will come."""
+        while self._owed:
+            self._lose(*self._owed.pop())
+
+    # --- bytes -----------------------------------------------------------------------------------------------------
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flushing = False
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._owed:
+            self._pay()
+        output = self._http2.take_output()
+        if output and not self._closing:
+            self._transport.write(output)
+        if self._http2.closing and not self._closing:
+            self._close()
+
+    def _close(self) -> None:
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(LINGER_S, self._transport.abort)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _expect_greeting(self) -> None:
+        if not self._http2.greeted:
+            self._transport.abort()
