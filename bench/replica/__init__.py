@@ -1,0 +1,1 @@
+"""A simulated vLLM: its engine under virtual time, and an OpenAI HTTP server around it."""

@@ -1,0 +1,406 @@
+"""vLLM's engine under virtual time: continuous batching, chunked prefill, paged KV with prefix cache, preemption, LoRA.
+
+It knows no clock. Whoever drives it says how far time has come (`advance`) and gets what happened until then; in between,
+`next_s` says when something will. A replay jumps from event to event, an HTTP server follows the wall clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from bench.replica.kv import BlockPool
+from bench.replica.lora import AdapterSlots
+from bench.replica.profiles import Profile
+
+
+class Work(msgspec.Struct, frozen=True):
+    """One request to an engine. `id` is unique among those in the engine.
+
+    `hashes` has one value for each leading full block of prompt and answer (`kv.block_hashes`); blocks beyond are
+    computed but never found again. `output_tokens` is the length of the answer, 0 for an embedding.
+    """
+
+    id: str
+    prompt_tokens: int
+    output_tokens: int
+    hashes: Sequence[int] = ()
+    adapter: str | None = None
+
+
+class FirstToken(msgspec.Struct, frozen=True):
+    """The prompt is computed and the first token there. `cached_tokens` of the prompt were found in the cache."""
+
+    id: str
+    at_s: float
+    cached_tokens: int
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The whole answer is there, all memory released. `cached_tokens` as in `FirstToken`."""
+
+    id: str
+    at_s: float
+    cached_tokens: int
+
+
+Event = FirstToken | Finished
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine at one moment. Totals count since it was made.
+
+    Queries and hits count tokens, each request once, when it is first admitted, as vLLM's counters do;
+    `prompt_tokens` counts with the first token.
+    """
+
+    running: int
+    waiting: int
+    kv_usage: float
+    running_adapters: tuple[str, ...]
+    waiting_adapters: tuple[str, ...]
+    prompt_tokens: int
+    generated_tokens: int
+    queried_tokens: int
+    hit_tokens: int
+    preemptions: int
+    finished: int
+    aborted: int
+    steps: int
+
+
+class _Running:
+    """A request in the engine. `tokens` are known (prompt and answer so far), of which `computed` have their KV in `blocks`."""
+
+    __slots__ = ("blocks", "cached_tokens", "computed", "goal", "gone", "named", "ready_s", "tokens", "work")
+
+    def __init__(self, work: Work, ready_s: float) -> None:
+        self.work = work
+        self.ready_s = ready_s
+        self.tokens = work.prompt_tokens
+        self.goal = work.prompt_tokens + work.output_tokens
+        self.computed = 0
+        self.blocks: list[int] = []
+        self.named = 0
+        self.cached_tokens = -1
+        self.gone = False
+
+
+class _Step:
+    """A step under way. `steady`: the next one will be the same but for longer contexts, unless something happens."""
+
+    __slots__ = ("chunks", "end_s", "steady")
+
+    def __init__(self, chunks: list[tuple[_Running, int]], end_s: float, steady: bool) -> None:
+        self.chunks = chunks
+        self.end_s = end_s
+        self.steady = steady
+
+
+class Engine:
+    """One model server's engine. `now_s` is how far it has come: from 0.0 on, never back."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.now_s = 0.0
+        self._latency = profile.latency()
+        self._pool = BlockPool(profile.num_blocks)
+        self._slots = AdapterSlots(profile.max_loras, profile.lora_load_s)
+        self._by_id: dict[str, _Running] = {}
+        self._arriving: deque[_Running] = deque()
+        self._waiting: deque[_Running] = deque()
+        self._running: list[_Running] = []
+        self._step: _Step | None = None
+        # What the first in the queue would have to find in the cache to need fewer blocks, if it waits for blocks.
+        self._hoped_for: int | None = None
+        self._prompt_tokens = self._generated_tokens = self._queried_tokens = self._hit_tokens = 0
+        self._preemptions = self._finished = self._aborted = self._steps = 0
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.profile.name}: {len(self._running)} running, {len(self._waiting)} waiting, {self._pool}>"
+
+    def submit(self, work: Work, now_s: float) -> None:
+        """Take in a request that arrives at `now_s`.
+
+        Raises ValueError when time goes back, when its id is in the engine, or when it could never fit
+        (`Profile.longest`).
+        """
+        if now_s < self.now_s:
+            raise ValueError(f"submitted at {now_s}, but the engine is at {self.now_s}")
+        if work.id in self._by_id:
+            raise ValueError(f"request {work.id} is in the engine")
+        total = work.prompt_tokens + work.output_tokens
+        if not 0 < work.prompt_tokens <= total <= self.profile.longest:
+            raise ValueError(f"{total} tokens do not fit: at least 1 and at most {self.profile.longest} do")
+        self.now_s = now_s
+        entry = _Running(work, now_s + self.profile.frontend_s)
+        self._by_id[work.id] = entry
+        self._arriving.append(entry)
+
+    def abort(self, id: str) -> bool:
+        """Give up a request and release its memory at once. False when it is not in the engine."""
+        entry = self._by_id.pop(id, None)
+        if entry is None:
+            return False
+        entry.gone = True
+        for place in (self._arriving, self._waiting, self._running):
+            if entry in place:
+                place.remove(entry)
+        self._pool.release(entry.blocks)
+        self._aborted += 1
+        if self._step is not None:
+            self._step.steady = False
+        return True
+
+    def generated(self, id: str) -> int:
+        """Tokens of the answer so far. Raises KeyError when the request is not in the engine."""
+        entry = self._by_id[id]
+        return entry.tokens - entry.work.prompt_tokens
+
+    @property
+    def next_s(self) -> float:
+        """When to call `advance` next, if nothing is submitted: the end of the step under way. inf: never."""
+        if self._step is not None:
+            return self._step.end_s
+        return self._next_start_s()
+
+    def advance(self, until_s: float) -> list[Event]:
+        """Let time pass. Returns what happened, in order. In how many pieces time passes makes no difference."""
+        events: list[Event] = []
+        while True:
+            if self._step is None:
+                start_s = self._next_start_s()
+                if start_s > until_s:
+                    break
+                self._step = self._begin(start_s)
+            if self._step.steady:
+                self._coast(self._step, until_s)
+            if self._step.end_s > until_s:
+                break
+            self._end(self._step, events)
+            self._step = None
+        self.now_s = max(self.now_s, until_s)
+        return events
+
+    def forget_adapter(self, adapter: str) -> None:
+        """Free the slot of an adapter that was unloaded."""
+        self._slots.forget(adapter)
+
+    def stats(self) -> Stats:
+        return Stats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_usage=self._pool.usage,
+            running_adapters=_adapters(self._running),
+            waiting_adapters=_adapters(self._waiting),
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            queried_tokens=self._queried_tokens,
+            hit_tokens=self._hit_tokens,
+            preemptions=self._preemptions,
+            finished=self._finished,
+            aborted=self._aborted,
+            steps=self._steps,
+        )
+
+    def _next_start_s(self) -> float:
+        if self._running or self._waiting:
+            return self.now_s
+        return max(self.now_s, self._arriving[0].ready_s) if self._arriving else math.inf
+
+    def _begin(self, start_s: float) -> _Step:
+        """Compose a step as vLLM does: those running first, in order, then the queue, within the token budget."""
+        self.now_s = start_s
+        while self._arriving and self._arriving[0].ready_s <= start_s:
+            self._waiting.append(self._arriving.popleft())
+        chunks, preempted = self._continue_running()
+        adapters = dict.fromkeys(entry.work.adapter for entry, _ in chunks if entry.work.adapter)
+        continued = len(chunks)
+        if not preempted:
+            self._admit_waiting(chunks, adapters)
+        load_s = self._slots.use(adapters)
+        duration_s, decodes = self._duration(chunks)
+        steady = decodes == continued == len(chunks) == len(self._running) and not preempted
+        self._steps += 1
+        return _Step(chunks, start_s + load_s + duration_s, steady)
+
+    def _continue_running(self) -> tuple[list[tuple[_Running, int]], bool]:
+        """(chunks, whether anything was preempted): last come, first preempted, until blocks suffice."""
+        chunks: list[tuple[_Running, int]] = []
+        budget = self.profile.max_num_batched_tokens
+        preempted = False
+        while len(chunks) < len(self._running) and budget:
+            entry = self._running[len(chunks)]
+            count = min(entry.tokens - entry.computed, budget)
+            if self._missing_blocks(entry, count) > self._pool.free:
+                self._preempt(self._running.pop())
+                preempted = True
+                continue
+            self._extend(entry, count)
+            chunks.append((entry, count))
+            budget -= count
+        return chunks, preempted
+
+    def _admit_waiting(self, chunks: list[tuple[_Running, int]], adapters: dict[str, None]) -> None:
+        """Admit from the queue in order; who needs an adapter that does not fit is passed by, who needs blocks is not."""
+        budget = self.profile.max_num_batched_tokens - sum(count for _, count in chunks)
+        passed_by: list[_Running] = []
+        self._hoped_for = None
+        while self._waiting and budget and len(self._running) < self.profile.max_num_seqs:
+            entry = self._waiting[0]
+            adapter = entry.work.adapter
+            if adapter and not self._slots.fits(adapter, adapters):
+                passed_by.append(self._waiting.popleft())
+                continue
+            if not self._claim_prefix(entry):
+                break
+            self._running.append(self._waiting.popleft())
+            if adapter:
+                adapters[adapter] = None
+            count = min(entry.tokens - entry.computed, budget)
+            self._extend(entry, count)
+            chunks.append((entry, count))
+            budget -= count
+        self._waiting.extendleft(reversed(passed_by))
+
+    def _claim_prefix(self, entry: _Running) -> bool:
+        """Refer to the cached prefix, if all known tokens fit into memory with it.
+
+        The last token is always computed, for the sake of what follows it, so its block is never a hit.
+        """
+        size = self.profile.block_size
+        limit = (entry.tokens - 1) // size
+        hits = self._pool.lookup(entry.work.hashes, limit)
+        if -(-entry.tokens // size) - len(hits) + self._pool.idle(hits) > self._pool.free:
+            hashes = entry.work.hashes
+            self._hoped_for = hashes[len(hits)] if len(hits) < min(limit, len(hashes)) else None
+            return False
+        self._pool.refer(hits)
+        entry.blocks = hits
+        entry.named = len(hits)
+        entry.computed = len(hits) * size
+        if entry.cached_tokens < 0:
+            entry.cached_tokens = entry.computed
+            self._queried_tokens += entry.tokens
+            self._hit_tokens += entry.computed
+        return True
+
+    def _missing_blocks(self, entry: _Running, count: int) -> int:
+        return -(-(entry.computed + count) // self.profile.block_size) - len(entry.blocks)
+
+    def _extend(self, entry: _Running, count: int) -> None:
+        """Make room for `count` more tokens. Blocks that they fill can be found at once, within this very step."""
+        missing = self._missing_blocks(entry, count)
+        if missing > 0:
+            entry.blocks.extend(self._pool.take(missing))
+        hashes = entry.work.hashes
+        full = min((entry.computed + count) // self.profile.block_size, len(hashes))
+        for i in range(entry.named, full):
+            self._pool.name(entry.blocks[i], hashes[i])
+        entry.named = max(entry.named, full)
+
+    def _preempt(self, entry: _Running) -> None:
+        """Back to the head of the queue, to be computed anew, answer so far included."""
+        self._pool.release(entry.blocks)
+        entry.blocks = []
+        entry.named = entry.computed = 0
+        self._waiting.appendleft(entry)
+        self._preemptions += 1
+
+    def _duration(self, chunks: list[tuple[_Running, int]]) -> tuple[float, int]:
+        """(seconds, how many of the chunks decode)."""
+        prefill_tokens = attended = decodes = context_tokens = 0
+        for entry, count in chunks:
+            if entry.computed == entry.tokens - 1 >= entry.work.prompt_tokens:
+                decodes += 1
+                context_tokens += entry.tokens
+            else:
+                prefill_tokens += count
+                attended += count * (count + 2 * entry.computed)
+        return self._latency.step_s(prefill_tokens, attended, len(chunks), decodes, context_tokens), decodes
+
+    def _end(self, step: _Step, events: list[Event]) -> None:
+        self.now_s = step.end_s
+        for entry, count in step.chunks:
+            if entry.gone:
+                continue
+            entry.computed += count
+            if entry.computed < entry.tokens:
+                continue
+            if entry.tokens < entry.goal:
+                self._produce(entry, events)
+            if entry.tokens == entry.goal:
+                self._finish(entry, events)
+
+    def _produce(self, entry: _Running, events: list[Event]) -> None:
+        if entry.tokens == entry.work.prompt_tokens:
+            self._prompt_tokens += entry.tokens
+            events.append(FirstToken(entry.work.id, self.now_s, entry.cached_tokens))
+        entry.tokens += 1
+        self._generated_tokens += 1
+
+    def _finish(self, entry: _Running, events: list[Event]) -> None:
+        if not entry.work.output_tokens:
+            self._prompt_tokens += entry.tokens
+        self._running.remove(entry)
+        self._pool.release(entry.blocks)
+        del self._by_id[entry.work.id]
+        self._finished += 1
+        events.append(Finished(entry.work.id, self.now_s, entry.cached_tokens))
+
+    def _coast(self, step: _Step, until_s: float) -> None:
+        """Run through steady decode steps until one would finish a request, meet an arrival, lack blocks, or fill
+        the block that the head of the queue hopes for. Leaves `step` as the last one begun.
+
+        Does what `_end` and `_begin` would do for each step, at about 1 µs a step instead of 1 µs a step and sequence.
+        """
+        arrival_s = self._arriving[0].ready_s if self._arriving else math.inf
+        if step.end_s > until_s or step.end_s >= arrival_s:
+            return
+        running, size, pool = self._running, self.profile.block_size, self._pool
+        batch = len(running)
+        context_tokens = sum(entry.tokens for entry in running)
+        most = min(entry.goal - entry.tokens for entry in running) - 1
+        by_phase: list[list[_Running]] = [[] for _ in range(size)]
+        for entry in running:
+            by_phase[entry.computed % size].append(entry)
+        steps = 0
+        while steps < most and step.end_s <= until_s and step.end_s < arrival_s:
+            ahead = steps + 1
+            growing, filling = by_phase[-ahead % size], by_phase[(-ahead - 1) % size]
+            if len(growing) > pool.free or self._fills_hope(filling, ahead):
+                break
+            for entry in growing:
+                entry.blocks.extend(pool.take(1))
+            self._name_filled(filling, ahead)
+            step.end_s += self._latency.step_s(0, 0, batch, batch, context_tokens + ahead * batch)
+            steps = ahead
+        for entry in running:
+            entry.computed += steps
+            entry.tokens += steps
+        self._generated_tokens += steps * batch
+        self._steps += steps
+
+    def _fills_hope(self, filling: list[_Running], ahead: int) -> bool:
+        """Whether one of these fills, `ahead` steps from now, the block that the head of the queue hopes for."""
+        if self._hoped_for is None:
+            return False
+        size = self.profile.block_size
+        return any(
+            self._hoped_for in entry.work.hashes[(i := (entry.computed + ahead) // size) : i + 1] for entry in filling
+        )
+
+    def _name_filled(self, filling: list[_Running], ahead: int) -> None:
+        size = self.profile.block_size
+        for entry in filling:
+            i = (entry.computed + ahead) // size
+            if i < len(entry.work.hashes):
+                self._pool.name(entry.blocks[i], entry.work.hashes[i])
+                entry.named = i + 1
+
+
+def _adapters(entries: Sequence[_Running] | deque[_Running]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entry.work.adapter for entry in entries if entry.work.adapter))
