@@ -116,7 +116,6 @@ class Cause(enum.Enum):
 
     COMPLETE = "complete"
     ABORTED = "aborted"
-    REFUSED = "refused"
 
 
 class Started(msgspec.Struct, frozen=True):

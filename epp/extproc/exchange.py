@@ -113,7 +113,7 @@ class Exchange:
     It returns what to do, in order. A `Started` is followed directly by its `ResponseHeadersReply`.
 
     Every `Steer` gets exactly one `Finished`: at the answer's end, at the stream's end, or at once where the steer comes
-    when the request is gone. After a clean `Closed` an `EndOfStream` comes once nothing more is to be sent, and nothing
+    when the request is gone. After a clean `Closed` an `EndOfStream` comes once nothing more is to be sent, and no reply
     after it.
     """
 

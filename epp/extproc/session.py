@@ -1,0 +1,168 @@
+"""One gRPC call, from bytes to bytes: the codec, the exchange and the dispatcher put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol
+
+import msgspec
+
+from epp.drops import Drop, Reason
+from epp.extproc.codec import Undecodable, decode, encode
+from epp.extproc.events import (
+    Arrival,
+    Closed,
+    Dispatcher,
+    EndOfStream,
+    Finished,
+    FirstBody,
+    Handle,
+    Immediate,
+    Modes,
+    Notice,
+    Reply,
+    ResponseHeadersReply,
+    Started,
+    Steer,
+    StreamedResponseBody,
+)
+from epp.extproc.exchange import BODY_LIMIT_BYTES, Exchange
+from epp.extproc.transport import OpenSession, Session, Stream
+
+INVALID_ARGUMENT = 3
+"""gRPC status of a call that sent something other than `ProcessingRequest`."""
+
+
+class Incidents(Protocol):
+    """Whoever counts, and logs now and then, what a session meets and the dispatcher never hears of."""
+
+    def undecodable(self, error: Undecodable) -> None: ...
+
+    def fault(self, error: Exception) -> None:
+        """The dispatcher raised what it should not: its request was refused, or one notice was lost."""
+        ...
+
+    def oversized(self) -> None:
+        """A request was refused for the size of its body before it was whole."""
+        ...
+
+
+def open_session(
+    dispatcher: Dispatcher[Handle],
+    clock: Callable[[], float],
+    default_modes: Modes,
+    incidents: Incidents,
+    body_limit_bytes: int = BODY_LIMIT_BYTES,
+) -> OpenSession:
+    """What a transport calls for each call. `clock` gives seconds, as the event loop's."""
+
+    def opened(stream: Stream) -> Session:
+        return _Call(stream, dispatcher, clock, Exchange(default_modes, body_limit_bytes), incidents)
+
+    return opened
+
+
+class _Call(Generic[Handle]):
+    """A `Session`. Owns the exchange, and the dispatcher's handle from the pick to the end."""
+
+    __slots__ = (
+        "_added",
+        "_clock",
+        "_dispatcher",
+        "_ended",
+        "_exchange",
+        "_handle",
+        "_incidents",
+        "_opened_s",
+        "_stream",
+    )
+
+    def __init__(
+        self,
+        stream: Stream,
+        dispatcher: Dispatcher[Handle],
+        clock: Callable[[], float],
+        exchange: Exchange,
+        incidents: Incidents,
+    ) -> None:
+        self._stream = stream
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._exchange = exchange
+        self._incidents = incidents
+        self._opened_s = clock()
+        self._handle: tuple[Handle] | None = None
+        self._added: tuple[tuple[str, str], ...] = ()
+        self._ended = False
+
+    def received(self, message: bytes) -> None:
+        if self._ended:
+            return
+        try:
+            event = decode(message)
+        except Undecodable as error:
+            self._incidents.undecodable(error)
+            self._abort(INVALID_ARGUMENT, "not an envoy.service.ext_proc.v3.ProcessingRequest")
+            return
+        if event is not None:
+            self._perform(self._exchange.receive(event))
+
+    def closed(self, clean: bool) -> None:
+        if not self._ended:
+            self._perform(self._exchange.receive(Closed(clean)))
+
+    def abandoned(self) -> None:
+        """Nobody reads the answer any more that was still due after the half-close."""
+        self.closed(False)
+
+    def _abort(self, status: int, message: str) -> None:
+        self._perform(self._exchange.receive(Closed(False)))
+        self._ended = True
+        self._stream.close(status, message)
+
+    def _perform(self, effects: list[Reply | Notice]) -> None:
+        for effect in effects:
+            match effect:
+                case StreamedResponseBody():
+                    self._stream.send(encode(effect))
+                case Arrival():
+                    self._perform(self._exchange.receive(self._decide(effect)))
+                case Started() | FirstBody() | Finished():
+                    self._tell(effect)
+                case ResponseHeadersReply() if self._added:
+                    self._stream.send(encode(msgspec.structs.replace(effect, set_headers=self._added)))
+                case EndOfStream():
+                    self._ended = True
+                    self._stream.close()
+                case _:
+                    self._stream.send(encode(effect))
+                    if isinstance(effect, Immediate) and effect.drop.reason is Reason.BODY_TOO_LARGE:
+                        self._incidents.oversized()
+
+    def _decide(self, arrival: Arrival) -> Steer | Drop:
+        try:
+            steer, handle = self._dispatcher.route(arrival, self._opened_s, self._clock())
+        except Drop as drop:
+            return drop
+        except Exception as error:
+            self._incidents.fault(error)
+            return Drop(Reason.INTERNAL, "The endpoint picker failed on this request. It has been reported; try again.")
+        self._handle = (handle,)
+        return steer
+
+    def _tell(self, notice: Started | FirstBody | Finished) -> None:
+        """Pass a notice on. What a dispatcher raises here is reported, and the answer goes on without it."""
+        if self._handle is None:
+            return
+        (handle,) = self._handle
+        try:
+            match notice:
+                case Started():
+                    self._added = tuple(self._dispatcher.started(handle, notice, self._clock()).items())
+                case FirstBody():
+                    self._dispatcher.first_body(handle, self._clock())
+                case Finished():
+                    self._handle = None
+                    self._dispatcher.finished(handle, notice, self._clock())
+        except Exception as error:
+            self._incidents.fault(error)
