@@ -10,7 +10,7 @@ Anything out of the ordinary goes to upb.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import msgspec
 from envoy.config.core.v3 import base_pb2
@@ -78,46 +78,51 @@ def decode(message: bytes) -> Event | None:
 
 def _decode_fast(message: bytes) -> Event | None:
     """None where the message is not laid out as Envoy lays it out, whether or not it means something."""
-    if not message:
-        return None
-    tag = message[0]
-    if tag in (_RESPONSE_BODY, _REQUEST_BODY):
-        going, last = _body_layouts(tag, len(message))
+    tag = message[0] if message else 0
+    if tag == _RESPONSE_BODY:
+        going, last, size = _response_body_layouts(len(message))
         if message.startswith(going):
-            data, end = message[len(going) :], False
-        elif message.startswith(last) and message.endswith(_END):
-            data, end = message[len(last) : -2], True
-        else:
-            return None
-        return ResponseBody(data, end) if tag == _RESPONSE_BODY else RequestBody(data, end)
-    if tag in (_REQUEST_HEADERS, _RESPONSE_HEADERS):
+            return ResponseBody(message[size:], False)
+        if message.startswith(last) and message.endswith(_END):
+            return ResponseBody(message[len(last) : -2], True)
+    elif tag == _REQUEST_BODY:
+        going, last, size = _request_body_layouts(len(message))
+        if message.startswith(going):
+            return RequestBody(message[size:], False)
+        if message.startswith(last) and message.endswith(_END):
+            return RequestBody(message[len(last) : -2], True)
+    elif tag in (_REQUEST_HEADERS, _RESPONSE_HEADERS):
         return _decode_headers(message, tag)
     return None
 
 
-@lru_cache(maxsize=4096)
-def _body_layouts(tag: int, size: int) -> tuple[bytes, bytes]:
-    """How a body message of `size` bytes begins: without and with its end flag. The rest is the body's bytes.
+def _body_layouts(tag: int, size: int) -> tuple[bytes, bytes, int]:
+    """How a body message of `size` bytes begins: without its end flag and with it; then the length of the first.
 
-    The lengths inside follow from the length outside, so that reading them is a comparison. What cannot be is given as
-    the tag 0, with which no message begins.
+    The body's bytes follow. The lengths inside follow from the length outside, so that reading them is a comparison.
+    What cannot be is given as the tag 0, with which no message begins.
     """
+    going = _body_beginning(tag, size, 0)
+    return going, _body_beginning(tag, size, len(_END)), len(going)
 
-    def beginning(after: int) -> bytes:
-        for digits in range(1, 6):
-            inner = size - 1 - digits
-            outer = bytes((tag,)) + _varint(inner) if inner >= 0 else b""
-            if len(outer) != 1 + digits:
-                continue
-            if inner == after:
-                return outer
-            for more in range(1, 6):
-                count = inner - after - 1 - more
-                if count > 0 and len(_varint(count)) == more:
-                    return outer + b"\x0a" + _varint(count)
-        return b"\x00"
 
-    return beginning(0), beginning(len(_END))
+def _body_beginning(tag: int, size: int, after: int) -> bytes:
+    for digits in range(1, 6):
+        inner = size - 1 - digits
+        if inner < after or len(_varint(inner)) != digits:
+            continue
+        outer = bytes((tag,)) + _varint(inner)
+        if inner == after:
+            return outer
+        for more in range(1, 6):
+            count = inner - after - 1 - more
+            if count > 0 and len(_varint(count)) == more:
+                return outer + b"\x0a" + _varint(count)
+    return b"\x00"
+
+
+_response_body_layouts = lru_cache(maxsize=4096)(partial(_body_layouts, _RESPONSE_BODY))
+_request_body_layouts = lru_cache(maxsize=4096)(partial(_body_layouts, _REQUEST_BODY))
 
 
 def _decode_headers(message: bytes, tag: int) -> Event | None:
@@ -127,14 +132,12 @@ def _decode_headers(message: bytes, tag: int) -> Event | None:
         block_size, at = _read_varint(message, at + 1) if message[at] == 0x0A else (0, at)
         block_end = at + block_size
         headers = _header_block(message, at, block_end)
+        rest = message[end:]
+        aside = _remembered_aside(rest) if len(rest) <= _REMEMBERED_BYTES else _aside(rest)
     except (IndexError, DecodeError):
         return None
     flags = message[block_end:end]
-    if headers is None or block_end > end or end > len(message) or flags not in (b"", _END_OF_HEADERS):
-        return None
-    rest = message[end:]
-    aside = _remembered_aside(rest) if len(rest) <= _REMEMBERED_BYTES else _aside(rest)
-    if aside is None:
+    if headers is None or aside is None or flags not in (b"", _END_OF_HEADERS) or not block_end <= end <= len(message):
         return None
     if tag == _REQUEST_HEADERS:
         return RequestHeaders(headers, bool(flags), aside.subset, aside.modes)
