@@ -21,6 +21,8 @@ from hpack import Decoder, HPACKError, OversizedHeaderListError
 from epp.extproc.calls import Call, Field, Malformed, read_call, read_trailers
 
 MIB = 1 << 20
+DEFAULT_FRAME = 16_384
+DEFAULT_WINDOW = 65_535
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +43,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Announced. A message is handled as soon as it is whole, so this only has to cover bandwidth x round trip."""
     connection_window_bytes: int = 16 * MIB
     """Credit for all streams together, at least HTTP/2's 65,535; Envoy multiplexes all requests of a worker over one connection."""
-    max_frame_bytes: int = 64 * 1024
-    """Announced. A frame is held until it is whole; larger frames than HTTP/2's 16 KiB cost fewer wake-ups."""
+    max_frame_bytes: int = DEFAULT_FRAME
+    """Announced; HTTP/2 allows 16 KiB to 16 MiB. A frame is held until it is whole, and Envoy sends none above 16 KiB."""
+    header_table_bytes: int = 0
+    """Announced. With 0 the client compresses nothing by reference, so that blocks can be remembered by their bytes."""
     max_header_list_bytes: int = 64 * 1024
     """Announced, and the limit on an encoded block too. Envoy forwards at most 60 KiB of request headers by default."""
     max_continuations: int = 16
@@ -124,8 +128,6 @@ Event = Opened | Received | Ended | Lost
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_WINDOW = (1 << 31) - 1
 MAX_STREAM_ID = (1 << 31) - 1
-DEFAULT_WINDOW = 65_535
-DEFAULT_FRAME = 16_384
 DRAIN_PING = b"epp.bye!"
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -209,6 +211,7 @@ class Connection:
         self._failed = False
 
         self._decoder = Decoder(max_header_list_size=limits.max_header_list_bytes)
+        self._stateless = False
         self._remembered: dict[bytes, Call] = {}
         self._block: bytearray | None = None
         self._block_id = 0
@@ -538,7 +541,7 @@ class Connection:
             self._block_out_of_place(stream_id, block)
             return
         self._last_id = stream_id
-        call = self._remembered.get(block)
+        call = self._remembered.get(block) if self._stateless else None
         if call is None:
             call = self._read_block(stream_id, block)
         if stream_id > self._refused_from or len(self._streams) >= self._limits.max_concurrent_streams:
@@ -576,20 +579,22 @@ class Connection:
 
     def _decode(self, block: bytes) -> Iterable[Field]:
         try:
-            return self._decoder.decode(block, raw=True)
+            headers = self._decoder.decode(block, raw=True)
+            self._stateless = self._decoder.header_table_size == 0
+            return headers
         except OversizedHeaderListError:
             raise _ConnectionError(Code.ENHANCE_YOUR_CALM, "header list too large") from None
         except HPACKError as error:
             raise _ConnectionError(Code.COMPRESSION_ERROR, str(error)) from None
 
     def _read_block(self, stream_id: int, block: bytes) -> Call:
-        stateless = self._decoder.header_table_size == 0
+        stateless = self._stateless
         try:
             call = read_call(self._decode(block))
         except Malformed:
             raise _StreamError(stream_id, Code.PROTOCOL_ERROR) from None
         # A block that was read while the client's table had room may depend on, or have changed, that table.
-        if stateless and len(block) <= self._limits.remembered_block_bytes:
+        if stateless and self._stateless and len(block) <= self._limits.remembered_block_bytes:
             if len(self._remembered) >= self._limits.remembered_blocks:
                 del self._remembered[next(iter(self._remembered))]
             self._remembered[block] = call
@@ -626,7 +631,11 @@ class Connection:
         if flags & ACK:
             if payload:
                 raise _ConnectionError(Code.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
-            self._decoder.max_allowed_table_size = 0
+            # A peer that shrinks its table without saying so is harmless as long as it does not refer to it.
+            decoder = self._decoder
+            decoder.max_allowed_table_size = self._limits.header_table_bytes
+            decoder.header_table_size = min(decoder.header_table_size, decoder.max_allowed_table_size)
+            self._stateless = decoder.header_table_size == 0
             return
         if len(payload) % 6:
             raise _ConnectionError(Code.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes")
@@ -913,7 +922,7 @@ _ON_FRAME: dict[int, Callable[[Connection, int, int, bytes, list[Event]], None]]
 
 def _greeting(limits: Limits) -> bytes:
     settings = (
-        (HEADER_TABLE_SIZE, 0),
+        (HEADER_TABLE_SIZE, limits.header_table_bytes),
         (MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams),
         (INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
         (MAX_FRAME_SIZE, limits.max_frame_bytes),
