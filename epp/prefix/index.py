@@ -1,0 +1,294 @@
+"""Which endpoint is believed to hold which prompt blocks in its prefix cache, from what we sent where.
+
+Engines evict the tail of a prompt before its head, and a block is of no use without all before it. So what an endpoint
+holds is always a set of whole beginnings: whoever holds a block holds every block before it. Two structures live off that:
+
+- One dictionary, fingerprint → bit mask of the slots that hold it. Along a prompt these masks only lose bits, so a look-up
+  needs no walk over the blocks: it gallops to the places where the mask changes, two to five in practice, and costs the same
+  for 8 endpoints and 1,000.
+- Per endpoint, the prompts in the order of their last use, each keeping only the blocks that no later prompt has in common
+  with it: the end of its chain. A new prompt takes over its whole beginning by cutting the (one or two) older prompts that
+  own it, and the least recently used block is the last of the oldest prompt. That is the order of an LRU over blocks in which
+  a prompt's tail is older than its head, without touching every block of a prompt on every use.
+
+Measured by `bench/prefix_index.py`, which also holds the alternative that was tried.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_BLOCKS = 31_250
+"""Blocks of an endpoint that does not say how much KV memory it has: 2 million tokens."""
+
+DEFAULT_MAX_BLOCKS = 2_000_000
+"""Bound on the sum over all endpoints: about 200 MiB."""
+
+_WIDTH = 8
+_SMALL = 24
+"""Prompts up to this many blocks are walked block by block: 50 ns each, less than galloping costs."""
+_FEW_SLOTS = 16
+
+
+class _Shelf:
+    """What one endpoint holds. `prompts`: stamp of last use → the fingerprints it owns, as raw bytes, oldest first.
+
+    `stamp_of`: the first fingerprint that a prompt owns → its stamp.
+    """
+
+    __slots__ = ("bit", "blocks", "capacity", "prompts", "stamp_of")
+
+    def __init__(self, slot: int, capacity: int) -> None:
+        self.bit = 1 << slot
+        self.capacity = capacity
+        self.blocks = 0
+        self.prompts: OrderedDict[int, bytes] = OrderedDict()
+        self.stamp_of: dict[int, int] = {}
+
+
+class PrefixIndex:
+    """The blocks of all endpoints by slot. At most `max_blocks` (endpoint, block) pairs are kept over all.
+
+    An endpoint keeps at most `default_blocks` unless `resize` says otherwise.
+    """
+
+    def __init__(self, *, max_blocks: int = DEFAULT_MAX_BLOCKS, default_blocks: int = DEFAULT_BLOCKS) -> None:
+        self._max_blocks = max_blocks
+        self._default_blocks = default_blocks
+        self._masks: dict[int, int] = {}
+        self._shelves: dict[int, _Shelf] = {}
+        self._width = 0
+        self._clock = 0
+        self._blocks = 0
+
+    def __len__(self) -> int:
+        """(endpoint, block) pairs kept."""
+        return self._blocks
+
+    def __repr__(self) -> str:
+        return f"<PrefixIndex {self._blocks} blocks on {len(self._shelves)} endpoints>"
+
+    def blocks(self, slot: int) -> int:
+        """How many blocks the endpoint in `slot` is believed to hold."""
+        shelf = self._shelves.get(slot)
+        return 0 if shelf is None else shelf.blocks
+
+    def match(self, fingerprints: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Leading blocks held, by slot. The array ends at the highest slot known; slots beyond it hold nothing."""
+        hits = np.zeros(self._width, dtype=np.int32)
+        n = len(fingerprints)
+        if n <= _SMALL:
+            self._match_small(fingerprints.tolist(), hits)
+            return hits
+        depth = 0
+        mask = self._masks.get(fingerprints.item(0), 0)
+        while mask:
+            depth = self._end_of_run(fingerprints, depth, n, mask)
+            following = self._masks.get(fingerprints.item(depth), 0) & mask if depth < n else 0
+            _put(hits, mask ^ following, depth)
+            mask = following
+        return hits
+
+    def record(self, slot: int, fingerprints: NDArray[np.uint64]) -> None:
+        """The prompt was sent to `slot`: all its blocks are now that endpoint's most recently used, head before tail.
+
+        Of a prompt longer than the endpoint's capacity, the beginning is kept.
+        """
+        shelf = self._shelf(slot)
+        n = min(len(fingerprints), shelf.capacity)
+        if not n:
+            return
+        raw = fingerprints.tobytes() if n == len(fingerprints) else fingerprints[:n].tobytes()
+        held = _take_over(shelf, fingerprints, raw, n)
+        self._clock += 1
+        shelf.prompts[self._clock] = raw
+        shelf.stamp_of[fingerprints.item(0)] = self._clock
+        if held == n:
+            return
+        self._mark(fingerprints, held, n, shelf.bit)
+        shelf.blocks += n - held
+        self._blocks += n - held
+        if shelf.blocks > shelf.capacity:
+            self._shrink(shelf, shelf.blocks - shelf.capacity)
+        if self._blocks > self._max_blocks:
+            self._relieve()
+
+    def resize(self, slot: int, blocks: int) -> None:
+        """Let the endpoint in `slot` keep at most `blocks`; what is too much now leaves, least recently used first."""
+        shelf = self._shelf(slot)
+        shelf.capacity = max(0, blocks)
+        if shelf.blocks > shelf.capacity:
+            self._shrink(shelf, shelf.blocks - shelf.capacity)
+
+    def empty(self, slot: int) -> None:
+        """The server in `slot` restarted: it holds nothing. Its capacity stays."""
+        shelf = self._shelves.get(slot)
+        if shelf is not None:
+            self._shrink(shelf, shelf.blocks)
+
+    def forget(self, slot: int) -> None:
+        """The endpoint in `slot` is gone, with all that was known of it; the slot may be another's next."""
+        self.empty(slot)
+        self._shelves.pop(slot, None)
+
+    def _shelf(self, slot: int) -> _Shelf:
+        shelf = self._shelves.get(slot)
+        if shelf is None:
+            shelf = self._shelves[slot] = _Shelf(slot, self._default_blocks)
+            self._width = max(self._width, slot + 1)
+        return shelf
+
+    def _match_small(self, values: list[int], hits: NDArray[np.int32]) -> None:
+        masks = self._masks
+        mask = -1
+        for depth, value in enumerate(values):
+            following = masks.get(value, 0)
+            if following != mask:
+                if depth:
+                    following &= mask
+                    _put(hits, mask ^ following, depth)
+                if not following:
+                    return
+                mask = following
+        if values:
+            _put(hits, mask, len(values))
+
+    def _end_of_run(self, fingerprints: NDArray[np.uint64], depth: int, n: int, mask: int) -> int:
+        """The first index behind `depth` whose mask differs from `mask`, the one at `depth`; n if there is none."""
+        get, item = self._masks.get, fingerprints.item
+        step = 1
+        while depth + step < n and get(item(depth + step)) == mask:
+            depth += step
+            step *= 2
+        end = min(depth + step, n)
+        depth += 1
+        while depth < end:
+            middle = (depth + end) // 2
+            if get(item(middle)) == mask:
+                depth = middle + 1
+            else:
+                end = middle
+        return end
+
+    def _mark(self, fingerprints: NDArray[np.uint64], start: int, stop: int, bit: int) -> None:
+        """Set `bit` for the blocks from `start` to `stop`."""
+        masks = self._masks
+        values = fingerprints[start:stop].tolist()
+        known = 0
+        # Blocks with the same holders share one int: with 1,000 endpoints a mask takes 160 bytes.
+        old = new = 0
+        for value in values:
+            mask = masks.get(value)
+            if mask is None:
+                break
+            if mask is not old:
+                old, new = mask, mask | bit
+            masks[value] = new
+            known += 1
+        masks.update(dict.fromkeys(values[known:], bit))
+
+    def _unmark(self, raw: bytes, bit: int) -> None:
+        masks = self._masks
+        old = new = 0
+        for value in memoryview(raw).cast("Q").tolist():
+            mask = masks.get(value, 0)
+            if mask == bit:
+                del masks[value]
+            elif mask:
+                if mask is not old:
+                    old, new = mask, mask & ~bit
+                masks[value] = new
+
+    def _shrink(self, shelf: _Shelf, excess: int) -> None:
+        """Drop `excess` blocks, at most all: from the oldest prompt, its tail first."""
+        prompts = shelf.prompts
+        shelf.blocks -= excess
+        self._blocks -= excess
+        while excess:
+            stamp = next(iter(prompts))
+            owned = prompts[stamp]
+            count = len(owned) // _WIDTH
+            if count > excess:
+                cut = -excess * _WIDTH
+                prompts[stamp] = owned[:cut]
+                self._unmark(owned[cut:], shelf.bit)
+                return
+            del prompts[stamp]
+            # Not so only where two fingerprints of one prompt collide, which a client may bring about.
+            if shelf.stamp_of.get(_first(owned)) == stamp:
+                del shelf.stamp_of[_first(owned)]
+            self._unmark(owned, shelf.bit)
+            excess -= count
+
+    def _relieve(self) -> None:
+        """Drop the least recently used blocks of all endpoints, a thousandth more than need be."""
+        goal = self._max_blocks - self._max_blocks // 1024
+        oldest = [(next(iter(shelf.prompts)), slot) for slot, shelf in self._shelves.items() if shelf.prompts]
+        heapq.heapify(oldest)
+        while self._blocks > goal:
+            stamp, slot = oldest[0]
+            shelf = self._shelves[slot]
+            self._shrink(shelf, min(len(shelf.prompts[stamp]) // _WIDTH, self._blocks - goal))
+            if shelf.prompts:
+                heapq.heapreplace(oldest, (next(iter(shelf.prompts)), slot))
+            else:
+                heapq.heappop(oldest)
+
+
+def _take_over(shelf: _Shelf, fingerprints: NDArray[np.uint64], raw: bytes, n: int) -> int:
+    """Cut from older prompts what the new one has in common with them; how many leading blocks were held."""
+    depth = 0
+    while depth < n:
+        stamp = shelf.stamp_of.pop(fingerprints.item(depth), None)
+        if stamp is None:
+            break
+        owned = shelf.prompts[stamp]
+        common = _common(owned, raw, depth, n)
+        depth += common
+        if common * _WIDTH == len(owned):
+            del shelf.prompts[stamp]
+        else:
+            rest = owned[common * _WIDTH :]
+            shelf.prompts[stamp] = rest
+            shelf.stamp_of[_first(rest)] = stamp
+    return depth
+
+
+def _common(owned: bytes, raw: bytes, depth: int, n: int) -> int:
+    """How many leading blocks of `owned` are those of `raw` from `depth` on. The first one is.
+
+    Compared whole, although a fingerprint covers all before it: one forged collision would leave blocks that nobody owns.
+    """
+    offset = depth * _WIDTH
+    most = min(len(owned) // _WIDTH, n - depth)
+    if owned[: most * _WIDTH] == raw[offset : offset + most * _WIDTH]:
+        return most
+    least = 1
+    while most - least > 1:
+        middle = (least + most) // 2
+        if owned[: middle * _WIDTH] == raw[offset : offset + middle * _WIDTH]:
+            least = middle
+        else:
+            most = middle
+    return least
+
+
+def _first(raw: bytes) -> int:
+    return int.from_bytes(raw[:_WIDTH], sys.byteorder)
+
+
+def _put(hits: NDArray[np.int32], mask: int, depth: int) -> None:
+    """Set `hits` to `depth` at every bit of `mask`."""
+    if mask.bit_count() <= _FEW_SLOTS:
+        while mask:
+            slot = mask.bit_length() - 1
+            hits[slot] = depth
+            mask ^= 1 << slot
+        return
+    packed = np.frombuffer(mask.to_bytes((len(hits) + 7) // 8, "little"), np.uint8)
+    hits[np.unpackbits(packed, count=len(hits), bitorder="little").view(np.bool_)] = depth
