@@ -81,9 +81,10 @@ def test_a_status_that_is_none_counts_as_none(status: int) -> None:
 
 def test_an_abort_is_counted_and_its_duration_kept() -> None:
     metrics = Metrics()
+    metrics.decided(*KEY, body_bytes=2400, prompt_tokens_estimate=600)
     finish(metrics, status=0, aborted=True, duration_s=61.0)
     series = metrics.series[KEY]
-    assert series.aborted == 1
+    assert (series.aborted, series.running) == (1, 0)
     assert series.duration[-1] == 61.0
 
 
