@@ -239,7 +239,8 @@ class Endpoints:
     ) -> Candidates:
         """Those of `slots` (all members by default) that can be reached, as a pick sees them; all where none can.
 
-        Trying a server that seems dead beats refusing. `hit_blocks` has one value per slot of `capacity`.
+        Trying a server that seems dead beats refusing. `hit_blocks` is by slot; slots beyond its end
+        have no hits.
         """
         if slots is None:
             chosen = self._reachable
@@ -248,6 +249,8 @@ class Endpoints:
         else:
             reachable = slots[~self.unreachable[slots]]
             chosen = reachable if len(reachable) else slots
+        if hit_blocks is not None and len(hit_blocks) < self.capacity:
+            hit_blocks = np.concatenate([hit_blocks, np.zeros(self.capacity - len(hit_blocks), dtype=np.int32)])
         return Candidates(self, chosen, now_s, hit_blocks)
 
     def derived(self, of: Callable[[Endpoint], float]) -> FloatArray:
