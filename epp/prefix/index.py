@@ -33,6 +33,8 @@ _WIDTH = 8
 _SMALL = 24
 """Prompts up to this many blocks are walked block by block: 50 ns each, less than galloping costs."""
 _FEW_SLOTS = 16
+_LEAST_SLOTS = 16
+"""Length of a look-up's result at first; it doubles as `Endpoints`' columns do."""
 
 
 class _Shelf:
@@ -62,7 +64,7 @@ class PrefixIndex:
         self._default_blocks = default_blocks
         self._masks: dict[int, int] = {}
         self._shelves: dict[int, _Shelf] = {}
-        self._width = 0
+        self._width = _LEAST_SLOTS
         self._clock = 0
         self._blocks = 0
 
@@ -79,7 +81,7 @@ class PrefixIndex:
         return 0 if shelf is None else shelf.blocks
 
     def match(self, fingerprints: NDArray[np.uint64]) -> NDArray[np.int32]:
-        """Leading blocks held, by slot. The array ends at the highest slot known; slots beyond it hold nothing."""
+        """Leading blocks held, by slot. Slots beyond the array's end hold nothing."""
         hits = np.zeros(self._width, dtype=np.int32)
         n = len(fingerprints)
         if n <= _SMALL:
@@ -140,7 +142,8 @@ class PrefixIndex:
         shelf = self._shelves.get(slot)
         if shelf is None:
             shelf = self._shelves[slot] = _Shelf(slot, self._default_blocks)
-            self._width = max(self._width, slot + 1)
+            while self._width <= slot:
+                self._width *= 2
         return shelf
 
     def _match_small(self, values: list[int], hits: NDArray[np.int32]) -> None:
