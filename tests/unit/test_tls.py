@@ -1,0 +1,159 @@
+"""Certificates and contexts, shaken hands in memory: no sockets."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import ssl
+import tempfile
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from epp.extproc import tls
+
+NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+CURRENT = datetime.datetime.now(datetime.UTC)
+
+
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLObject, bytes]:
+    """The client's end of a handshake, and the certificate it was shown (DER)."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+    ours = server.wrap_bio(to_server, to_client, server_side=True)
+    ends = [theirs, ours]
+    for _ in range(10):
+        for end in tuple(ends):
+            try:
+                end.do_handshake()
+                ends.remove(end)
+            except ssl.SSLWantReadError:
+                continue
+    assert not ends
+    shown = theirs.getpeercert(binary_form=True)
+    assert shown is not None
+    return theirs, shown
+
+
+def trusting(root: bytes) -> ssl.SSLContext:
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.load_verify_locations(cadata=root.decode())
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    return client
+
+
+def der(pem: bytes) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(pem.decode())
+
+
+def write(directory: Path, identity: tls.Identity) -> None:
+    (directory / "tls.crt").write_bytes(identity.certificate)
+    (directory / "tls.key").write_bytes(identity.key)
+
+
+def test_a_self_made_certificate_says_for_whom_and_how_long() -> None:
+    identity = tls.self_signed(NOW, ("localhost", "10.0.0.7"))
+    certificate = x509.load_pem_x509_certificate(identity.certificate)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+    assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address("10.0.0.7")]
+    assert certificate.not_valid_before_utc == NOW - datetime.timedelta(hours=1)
+    assert certificate.not_valid_after_utc == NOW + datetime.timedelta(days=3650)
+
+
+def test_a_client_that_trusts_it_verifies_it_and_speaks_h2() -> None:
+    identity = tls.self_signed(CURRENT)
+    client, shown = shake_hands(tls.server_context(identity), trusting(identity.certificate))
+    assert shown == der(identity.certificate)
+    assert client.selected_alpn_protocol() == "h2"
+    assert client.version() == "TLSv1.3"
+
+
+def test_no_key_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    tls.server_context(tls.self_signed(CURRENT))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_versions_and_suites_go_by_their_go_names() -> None:
+    identity = tls.self_signed(CURRENT)
+    suite = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"
+    context = tls.server_context(identity, "VersionTLS12", (suite, "TLS_AES_128_GCM_SHA256"))
+    client = trusting(identity.certificate)
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    end, _ = shake_hands(context, client)
+    cipher = end.cipher()
+    assert cipher is not None
+    assert cipher[0] == "ECDHE-ECDSA-AES256-GCM-SHA384"
+    with pytest.raises(ssl.SSLError):
+        shake_hands(tls.server_context(identity, "VersionTLS13"), client)
+
+
+def test_every_suite_is_known_to_openssl() -> None:
+    for suite in tls.SUITES:
+        tls.server_context(tls.self_signed(CURRENT), cipher_suites=(suite,))
+
+
+@pytest.mark.parametrize(
+    ("version", "suites", "named"),
+    [("TLS1.2", (), "TLS1.2"), ("VersionTLS12", ("TLS_RSA_WITH_RC4_128_SHA",), "TLS_RSA_WITH_RC4_128_SHA")],
+)
+def test_unknown_names_are_refused_by_name(version: str, suites: tuple[str, ...], named: str) -> None:
+    with pytest.raises(tls.TlsError, match=named):
+        tls.server_context(tls.self_signed(CURRENT), version, suites)
+
+
+def test_a_missing_or_unfit_pair_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(tls.TlsError, match=r"tls\.crt"):
+        tls.read_identity(tmp_path)
+    one, other = tls.self_signed(CURRENT), tls.self_signed(CURRENT)
+    with pytest.raises(tls.TlsError, match="do not fit"):
+        tls.server_context(tls.Identity(one.certificate, other.key))
+    with pytest.raises(tls.TlsError, match="do not fit"):
+        tls.server_context(tls.Identity(b"", b""))
+
+
+def test_a_client_ca_shuts_out_strangers(tmp_path: Path) -> None:
+    identity, friend, stranger = (tls.self_signed(CURRENT) for _ in range(3))
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(friend.certificate)
+    context = tls.server_context(identity, client_ca=ca)
+    welcome = trusting(identity.certificate)
+    tls.load(welcome, friend)
+    shake_hands(context, welcome)
+    for key in (stranger, None):
+        client = trusting(identity.certificate)
+        if key is not None:
+            tls.load(client, key)
+        with pytest.raises(ssl.SSLError):
+            shake_hands(context, client)
+    with pytest.raises(tls.TlsError, match="missing"):
+        tls.server_context(identity, client_ca=tmp_path / "missing")
+
+
+def test_a_changed_certificate_is_served_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    first, second = tls.self_signed(CURRENT), tls.self_signed(CURRENT)
+    write(tmp_path, first)
+    served = tls.read_identity(tmp_path)
+    context = tls.server_context(served)
+    follower = tls.CertificateFollower(context, tmp_path, served)
+    to_first, to_second = trusting(first.certificate), trusting(second.certificate)
+    assert not follower.look()
+
+    (tmp_path / "tls.crt").write_bytes(second.certificate)
+    with pytest.raises(tls.TlsError):
+        follower.look()
+    assert shake_hands(context, to_first)[1] == der(first.certificate)
+
+    write(tmp_path, second)
+    assert follower.look()
+    assert not follower.look()
+    assert shake_hands(context, to_second)[1] == der(second.certificate)
+
+    (tmp_path / "tls.key").unlink()
+    with pytest.raises(tls.TlsError):
+        follower.look()
+    assert shake_hands(context, to_second)[1] == der(second.certificate)
