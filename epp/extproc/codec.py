@@ -22,7 +22,6 @@ from google.protobuf.message import DecodeError
 
 from epp.extproc.events import (
     BodyMode,
-    EndOfStream,
     Event,
     Immediate,
     Modes,
@@ -296,29 +295,27 @@ def _served(message: pb.ProcessingRequest) -> str | None:
 
 def encode(reply: Reply) -> bytes:
     """The `ProcessingResponse`. `EndOfStream` has none: it is the stream's end."""
-    match reply:
-        case StreamedResponseBody():
-            return _streamed(0x22, reply.data, reply.end)
-        case StreamedRequestBody():
-            return _streamed(0x1A, reply.data, reply.end)
-        case ResponseBodyReply():
-            return _PASS_RESPONSE_BODY if reply.body is None else _part(0x22, _new_body(reply.body))
-        case RequestHeadersReply():
-            return _PASS_REQUEST_HEADERS if reply.steer is None else _steered(0x0A, reply.steer, b"")
-        case RequestBodyReply():
-            if reply.steer is None:
-                return _PASS_REQUEST_BODY
-            return _steered(0x1A, reply.steer, b"" if reply.body is None else _new_body(reply.body))
-        case ResponseHeadersReply():
-            return _response_headers(reply)
-        case RequestTrailersReply():
-            return _REQUEST_TRAILERS
-        case ResponseTrailersReply():
-            return _RESPONSE_TRAILERS
-        case Immediate():
-            return _immediate(reply)
-        case EndOfStream():
-            raise TypeError("the end of the stream is no message")
+    # Not isinstance: it costs 0.2 µs for each class that does not fit, because the classes' metaclass is an ABCMeta.
+    if type(reply) is StreamedResponseBody:
+        return _streamed(0x22, reply.data, reply.end)
+    if type(reply) is StreamedRequestBody:
+        return _streamed(0x1A, reply.data, reply.end)
+    if type(reply) is ResponseBodyReply:
+        return _PASS_RESPONSE_BODY if reply.body is None else _part(0x22, _new_body(reply.body))
+    if type(reply) is RequestHeadersReply:
+        return _PASS_REQUEST_HEADERS if reply.steer is None else _steered(0x0A, reply.steer, b"")
+    if type(reply) is RequestBodyReply:
+        new_body = b"" if reply.body is None else _new_body(reply.body)
+        return _PASS_REQUEST_BODY if reply.steer is None else _steered(0x1A, reply.steer, new_body)
+    if type(reply) is ResponseHeadersReply:
+        return _response_headers(reply)
+    if type(reply) is RequestTrailersReply:
+        return _REQUEST_TRAILERS
+    if type(reply) is ResponseTrailersReply:
+        return _RESPONSE_TRAILERS
+    if type(reply) is Immediate:
+        return _immediate(reply)
+    raise TypeError("the end of the stream is no message")
 
 
 def _varint(value: int) -> bytes:

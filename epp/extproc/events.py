@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, final
 
 import msgspec
 
@@ -90,6 +90,7 @@ Event = RequestHeaders | RequestBody | RequestTrailers | ResponseHeaders | Respo
 # --- Notices: what the exchange tells the dispatcher -----------------------------------------------------------------
 
 
+@final
 class Arrival(msgspec.Struct, frozen=True):
     """Enough of a request has arrived to decide.
 
@@ -118,6 +119,7 @@ class Cause(enum.Enum):
     ABORTED = "aborted"
 
 
+@final
 class Started(msgspec.Struct, frozen=True):
     """The answer's headers are here. `status` is 0 where `:status` is missing or no number."""
 
@@ -126,10 +128,12 @@ class Started(msgspec.Struct, frozen=True):
     served: str | None = None
 
 
+@final
 class FirstBody(msgspec.Struct, frozen=True):
     """The first non-empty piece of the answer's body: the first token, where the answer is a stream."""
 
 
+@final
 class Finished(msgspec.Struct, frozen=True):
     """The exchange is over; sent exactly once for every `Steer`, never after a `Drop`.
 

@@ -70,15 +70,6 @@ PIECE_BYTES = 62_000
 BODY_LIMIT_BYTES = 64 * 1024 * 1024
 """Default for how much of one request's body is collected in full duplex, where Envoy itself sets no limit."""
 
-_NOT_BEFORE_HEADERS = (BodyMode.NONE, BodyMode.STREAMED)
-_PASS_REQUEST_HEADERS = RequestHeadersReply()
-_PASS_REQUEST_BODY = RequestBodyReply()
-_PASS_REQUEST_TRAILERS = RequestTrailersReply()
-_PASS_RESPONSE_BODY = ResponseBodyReply()
-_PASS_RESPONSE_TRAILERS = ResponseTrailersReply()
-_FIRST_BODY = FirstBody()
-_END_OF_STREAM = EndOfStream()
-
 
 class Asking(enum.Enum):
     """How far the request has come."""
@@ -104,6 +95,21 @@ class Carrier(enum.Enum):
     HEADERS = "headers"
     BODY = "body"
     TRAILERS = "trailers"
+
+
+# Reading a member off its enum costs 0.17 µs each time in Python 3.11, a module's name 0.02.
+_NONE, _STREAMED, _, _PARTIAL, _DUPLEX = BodyMode
+_WAITING, _COLLECTING, _DECIDING, _STEERED, _VOID = Asking
+_UNANSWERED, _OPEN, _ENDED = Answering
+_IN_HEADERS, _IN_BODY, _IN_TRAILERS = Carrier
+
+_PASS_REQUEST_HEADERS = RequestHeadersReply()
+_PASS_REQUEST_BODY = RequestBodyReply()
+_PASS_REQUEST_TRAILERS = RequestTrailersReply()
+_PASS_RESPONSE_BODY = ResponseBodyReply()
+_PASS_RESPONSE_TRAILERS = ResponseTrailersReply()
+_FIRST_BODY = FirstBody()
+_END_OF_STREAM = EndOfStream()
 
 
 class Exchange:
@@ -147,8 +153,8 @@ class Exchange:
     def __init__(self, default_modes: Modes, body_limit_bytes: int = BODY_LIMIT_BYTES) -> None:
         self._modes = default_modes
         self._limit = body_limit_bytes
-        self._asking = Asking.WAITING
-        self._answering = Answering.WAITING
+        self._asking = _WAITING
+        self._answering = _UNANSWERED
         self._headers: dict[str, str] = {}
         self._subset: tuple[str, ...] | None = None
         self._pieces: list[bytes] = []
@@ -156,7 +162,7 @@ class Exchange:
         self._body = b""
         self._has_body = False
         self._truncated = False
-        self._carrier = Carrier.HEADERS
+        self._carrier = _IN_HEADERS
         self._request_ended = False
         self._trailers = False
         self._owed: list[Reply] = []
@@ -174,30 +180,30 @@ class Exchange:
         return f"<Exchange {self._asking.value} {self._answering.value}>"
 
     def receive(self, event: Event | Steer | Drop) -> list[Reply | Notice]:
-        match event:
-            case ResponseBody():
-                return self._response_body(event)
-            case RequestHeaders():
-                return self._request_headers(event)
-            case RequestBody():
-                return self._request_body(event)
-            case Steer():
-                return self._steer(event)
-            case ResponseHeaders():
-                return self._response_headers(event)
-            case Closed():
-                return self._closed(event.clean)
-            case RequestTrailers():
-                return self._request_trailers()
-            case ResponseTrailers():
-                return self._response_trailers()
-            case Drop():
-                return self._drop(event)
+        # isinstance costs 0.2 µs for each class that does not fit: the classes' metaclass is an ABCMeta.
+        if type(event) is ResponseBody:
+            return self._response_body(event)
+        if type(event) is RequestHeaders:
+            return self._request_headers(event)
+        if type(event) is RequestBody:
+            return self._request_body(event)
+        if type(event) is Steer:
+            return self._steer(event)
+        if type(event) is ResponseHeaders:
+            return self._response_headers(event)
+        if type(event) is Closed:
+            return self._closed(event.clean)
+        if type(event) is RequestTrailers:
+            return self._request_trailers()
+        if type(event) is ResponseTrailers:
+            return self._response_trailers()
+        assert isinstance(event, Drop)
+        return self._drop(event)
 
     # The request
 
     def _request_headers(self, event: RequestHeaders) -> list[Reply | Notice]:
-        if self._asking is not Asking.WAITING:
+        if self._asking is not _WAITING:
             return []
         if event.modes is not None:
             self._modes = event.modes
@@ -205,14 +211,14 @@ class Exchange:
         self._headers = event.headers
         self._subset = event.subset
         self._request_ended = event.end
-        if event.end or self._modes.request in _NOT_BEFORE_HEADERS:
-            return self._arrive(Carrier.HEADERS)
-        self._asking = Asking.COLLECTING
-        return [] if self._modes.request is BodyMode.FULL_DUPLEX_STREAMED else [_PASS_REQUEST_HEADERS]
+        if event.end or self._modes.request in (_NONE, _STREAMED):
+            return self._arrive(_IN_HEADERS)
+        self._asking = _COLLECTING
+        return [] if self._modes.request is _DUPLEX else [_PASS_REQUEST_HEADERS]
 
     def _request_body(self, event: RequestBody) -> list[Reply | Notice]:
-        full_duplex = self._modes.request is BodyMode.FULL_DUPLEX_STREAMED
-        if self._asking is Asking.COLLECTING:
+        full_duplex = self._modes.request is _DUPLEX
+        if self._asking is _COLLECTING:
             if self._subset is None:
                 self._subset = event.subset
             return self._collect(event) if full_duplex else self._take_only(event)
@@ -224,13 +230,13 @@ class Exchange:
     def _request_trailers(self) -> list[Reply | Notice]:
         if self._request_ended:
             return []
-        if self._asking is not Asking.COLLECTING:
-            self._request_ended = self._asking in (Asking.DECIDING, Asking.STEERED)
+        if self._asking is not _COLLECTING:
+            self._request_ended = self._asking in (_DECIDING, _STEERED)
             return self._let_through(_PASS_REQUEST_TRAILERS)
         self._request_ended = self._trailers = True
-        if self._modes.request is BodyMode.FULL_DUPLEX_STREAMED:
-            return self._arrive(Carrier.HEADERS)
-        return self._arrive(Carrier.TRAILERS)
+        if self._modes.request is _DUPLEX:
+            return self._arrive(_IN_HEADERS)
+        return self._arrive(_IN_TRAILERS)
 
     def _collect(self, event: RequestBody) -> list[Reply | Notice]:
         self._has_body = True
@@ -243,29 +249,29 @@ class Exchange:
         if not event.end:
             return []
         self._request_ended = True
-        return self._arrive(Carrier.HEADERS)
+        return self._arrive(_IN_HEADERS)
 
     def _take_only(self, event: RequestBody) -> list[Reply | Notice]:
         self._has_body = True
         self._pieces.append(event.data)
         self._request_ended = event.end
-        self._truncated = self._modes.request is BodyMode.BUFFERED_PARTIAL and not event.end
-        return self._arrive(Carrier.BODY)
+        self._truncated = self._modes.request is _PARTIAL and not event.end
+        return self._arrive(_IN_BODY)
 
     def _let_through(self, reply: Reply) -> list[Reply | Notice]:
         """A reply that follows the one with the decision, or waits for it."""
-        if self._asking is Asking.STEERED:
+        if self._asking is _STEERED:
             return [reply]
-        if self._asking is Asking.DECIDING:
+        if self._asking is _DECIDING:
             self._owed.append(reply)
         return []
 
     def _arrive(self, carrier: Carrier) -> list[Reply | Notice]:
-        self._asking = Asking.DECIDING
+        self._asking = _DECIDING
         self._carrier = carrier
         self._body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
-        hidden = self._modes.response is BodyMode.NONE
+        hidden = self._modes.response is _NONE
         return [
             Arrival(
                 headers=self._headers,
@@ -275,7 +281,7 @@ class Exchange:
                 can_rewrite=self._has_body,
                 sees_answer=not hidden,
                 # Envoy ignores a mode override where one of the modes is full duplex.
-                can_look=hidden and self._modes.request is not BodyMode.FULL_DUPLEX_STREAMED,
+                can_look=hidden and self._modes.request is not _DUPLEX,
                 subset=self._subset,
             )
         ]
@@ -283,16 +289,16 @@ class Exchange:
     # The decision
 
     def _steer(self, steer: Steer) -> list[Reply | Notice]:
-        if self._asking is not Asking.DECIDING:
+        if self._asking is not _DECIDING:
             return [Finished(Cause.ABORTED)]
-        self._asking = Asking.STEERED
+        self._asking = _STEERED
         self._watched = True
         self._turn_back = steer.turn_back
         # A name can be turned back only where the answer is seen.
         self._look = (
             (steer.look or steer.turn_back is not None)
-            and self._modes.response is BodyMode.NONE
-            and self._modes.request is not BodyMode.FULL_DUPLEX_STREAMED
+            and self._modes.response is _NONE
+            and self._modes.request is not _DUPLEX
         )
         replies: list[Reply | Notice] = [*self._carry(steer), *self._owed]
         self._owed.clear()
@@ -303,15 +309,13 @@ class Exchange:
         """The replies that take the decision to Envoy, and in full duplex the body and the trailers after it."""
         if steer.body is not None and self._has_body:
             steer = self._fit_length(steer, len(steer.body))
-        match self._carrier:
-            case Carrier.BODY:
-                return [RequestBodyReply(steer, steer.body)]
-            case Carrier.TRAILERS:
-                return [_PASS_REQUEST_TRAILERS]
-            case Carrier.HEADERS if self._modes.request is BodyMode.FULL_DUPLEX_STREAMED:
-                return [RequestHeadersReply(steer), *self._echo_request(steer.body)]
-            case Carrier.HEADERS:
-                return [RequestHeadersReply(steer)]
+        if self._carrier is _IN_BODY:
+            return [RequestBodyReply(steer, steer.body)]
+        if self._carrier is _IN_TRAILERS:
+            return [_PASS_REQUEST_TRAILERS]
+        if self._modes.request is _DUPLEX:
+            return [RequestHeadersReply(steer), *self._echo_request(steer.body)]
+        return [RequestHeadersReply(steer)]
 
     def _echo_request(self, rewritten: bytes | None) -> list[Reply]:
         last = not self._trailers
@@ -333,16 +337,16 @@ class Exchange:
         return msgspec.structs.replace(steer, set_headers=(*steer.set_headers, length))
 
     def _drop(self, drop: Drop) -> list[Reply | Notice]:
-        return self._refuse(drop) if self._asking is Asking.DECIDING else []
+        return self._refuse(drop) if self._asking is _DECIDING else []
 
     def _refuse(self, drop: Drop) -> list[Reply | Notice]:
         self._void()
-        self._answering = Answering.ENDED
+        self._answering = _ENDED
         replies: list[Reply | Notice] = [Immediate(drop)]
         return [*replies, _END_OF_STREAM] if self._half_closed else replies
 
     def _void(self) -> None:
-        self._asking = Asking.VOID
+        self._asking = _VOID
         self._pieces.clear()
         self._owed.clear()
         self._body = b""
@@ -350,12 +354,12 @@ class Exchange:
     # The response
 
     def _open(self) -> None:
-        self._answering = Answering.OPEN
-        if self._asking is not Asking.STEERED:
+        self._answering = _OPEN
+        if self._asking is not _STEERED:
             self._void()
 
     def _response_headers(self, event: ResponseHeaders) -> list[Reply | Notice]:
-        if self._answering is not Answering.WAITING:
+        if self._answering is not _UNANSWERED:
             return []
         self._open()
         headers = event.headers
@@ -365,7 +369,7 @@ class Exchange:
             remove = ("content-length",) if "content-length" in headers else ()
         look = self._look and not event.end
         if look:
-            self._response_mode = BodyMode.STREAMED
+            self._response_mode = _STREAMED
         reply = ResponseHeadersReply((), remove, self._modes.request if look else None)
         out: list[Reply | Notice] = [reply]
         if self._watched:
@@ -373,8 +377,8 @@ class Exchange:
         return self._end_response(out) if event.end else out
 
     def _response_body(self, event: ResponseBody) -> list[Reply | Notice]:
-        if self._answering is not Answering.OPEN:
-            if self._answering is Answering.ENDED:
+        if self._answering is not _OPEN:
+            if self._answering is _ENDED:
                 return []
             self._open()
         data = event.data
@@ -388,19 +392,19 @@ class Exchange:
             self._tail_bytes += size
             if self._tail_bytes > 2 * TAIL_BYTES:
                 self._trim()
-        if self._response_mode is BodyMode.FULL_DUPLEX_STREAMED:
+        if self._response_mode is _DUPLEX:
             self._echo_response(out, data, event.end)
         else:
             out.append(self._answer_body(data, event.end))
         return self._end_response(out) if event.end else out
 
     def _response_trailers(self) -> list[Reply | Notice]:
-        if self._answering is Answering.ENDED:
+        if self._answering is _ENDED:
             return []
-        if self._answering is Answering.WAITING:
+        if self._answering is _UNANSWERED:
             self._open()
         out: list[Reply | Notice] = []
-        if self._turn is not None and self._response_mode is BodyMode.FULL_DUPLEX_STREAMED:
+        if self._turn is not None and self._response_mode is _DUPLEX:
             held = self._turn.flush()
             if held:
                 out.append(StreamedResponseBody(held, False))
@@ -422,7 +426,7 @@ class Exchange:
             return _PASS_RESPONSE_BODY
         # Only STREAMED shows what follows; what is held back there when trailers end the body is a JSON text cut off
         # inside the name of its model, and has no reply left to go out with.
-        turned = self._turned(self._turn, data, end or self._response_mode is not BodyMode.STREAMED)
+        turned = self._turned(self._turn, data, end or self._response_mode is not _STREAMED)
         return _PASS_RESPONSE_BODY if turned == data else ResponseBodyReply(turned)
 
     @staticmethod
@@ -437,7 +441,7 @@ class Exchange:
     # The end
 
     def _end_response(self, out: list[Reply | Notice]) -> list[Reply | Notice]:
-        self._answering = Answering.ENDED
+        self._answering = _ENDED
         if self._watched:
             out.append(self._finish(Cause.COMPLETE))
         return out
@@ -451,10 +455,10 @@ class Exchange:
     def _closed(self, clean: bool) -> list[Reply | Notice]:
         if clean and self._half_closed:
             return []
-        if clean and self._asking is Asking.DECIDING:
+        if clean and self._asking is _DECIDING:
             # Some proxies half-close after the request and then read the decision.
             self._half_closed = self._request_ended = True
-            self._answering = Answering.ENDED
+            self._answering = _ENDED
             return []
         out: list[Reply | Notice] = []
         if self._watched:
@@ -462,14 +466,14 @@ class Exchange:
         self._half_closed = True
         self._void()
         self._request_ended = True
-        self._answering = Answering.ENDED
+        self._answering = _ENDED
         if clean:
             out.append(_END_OF_STREAM)
         return out
 
     def _ended_unseen(self) -> bool:
         """Whether a clean close is the answer's end: its headers came, and its body is one that Envoy does not show."""
-        return self._answering is Answering.OPEN and self._modes.response is BodyMode.NONE and self._body_bytes == 0
+        return self._answering is _OPEN and self._modes.response is _NONE and self._body_bytes == 0
 
     def _hang_up(self) -> list[Reply | Notice]:
         self._void()

@@ -122,22 +122,24 @@ class _Call(Generic[Handle]):
 
     def _perform(self, effects: list[Reply | Notice]) -> None:
         for effect in effects:
-            match effect:
-                case StreamedResponseBody():
-                    self._stream.send(encode(effect))
-                case Arrival():
-                    self._perform(self._exchange.receive(self._decide(effect)))
-                case Started() | FirstBody() | Finished():
-                    self._tell(effect)
-                case ResponseHeadersReply() if self._added:
-                    self._stream.send(encode(msgspec.structs.replace(effect, set_headers=self._added)))
-                case EndOfStream():
-                    self._ended = True
-                    self._stream.close()
-                case _:
-                    self._stream.send(encode(effect))
-                    if isinstance(effect, Immediate) and effect.drop.reason is Reason.BODY_TOO_LARGE:
-                        self._incidents.oversized()
+            if type(effect) is StreamedResponseBody:
+                self._stream.send(encode(effect))
+            elif type(effect) is Arrival:
+                self._perform(self._exchange.receive(self._decide(effect)))
+            elif type(effect) is Started or type(effect) is FirstBody or type(effect) is Finished:
+                self._tell(effect)
+            elif type(effect) is EndOfStream:
+                self._ended = True
+                self._stream.close()
+            else:
+                self._send(effect)
+
+    def _send(self, reply: Reply) -> None:
+        if type(reply) is ResponseHeadersReply and self._added:
+            reply = msgspec.structs.replace(reply, set_headers=self._added)
+        self._stream.send(encode(reply))
+        if type(reply) is Immediate and reply.drop.reason is Reason.BODY_TOO_LARGE:
+            self._incidents.oversized()
 
     def _decide(self, arrival: Arrival) -> Steer | Drop:
         try:
