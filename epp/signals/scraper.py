@@ -116,9 +116,9 @@ class Scraper(Generic[Mark]):
         )
         self._targets[slot] = _Target(self, slot, endpoint, schedule, PageReader(self._engines.engine(endpoint)))
 
-    def connect(self, target: _Target[Mark]) -> asyncio.Task[None]:
-        """Begin a connection for `target`; its line reports to it."""
-        task = self.loop.create_task(target.connect())
+    def connect(self, target: _Target[Mark], line: _Line[Mark]) -> asyncio.Task[None]:
+        """Begin to connect `line`, which reports to `target`."""
+        task = self.loop.create_task(target.connect(line))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -145,6 +145,7 @@ class _Target(Generic[Mark]):
         self._reader = reader
         self._request = scraper.source.request(endpoint)
         self._line: _Line[Mark] | None = None
+        self._opening: _Line[Mark] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._stopped = False
         self._mark: Mark
@@ -182,7 +183,8 @@ class _Target(Generic[Mark]):
 
     def _ask(self) -> None:
         if self._line is None:
-            self._connecting = self._scraper.connect(self)
+            self._opening = _Line(self._scraper, self)
+            self._connecting = self._scraper.connect(self, self._opening)
         else:
             self._send(self._line)
 
@@ -190,23 +192,25 @@ class _Target(Generic[Mark]):
         self._mark = self._scraper.sink.sent(self._slot)
         line.write(self._request)
 
-    async def connect(self) -> None:
-        """Open a connection. Its success is heard by `opened`, which comes first on the loop."""
+    async def connect(self, line: _Line[Mark]) -> None:
+        """Connect. Success is heard by `opened`, which comes first on the loop."""
         host, port = self._scraper.source.address(self._endpoint)
         try:
-            await self._scraper.loop.create_connection(
-                lambda: _Line(self._scraper, self), host, port, ssl=self._scraper.source.ssl
-            )
+            await self._scraper.loop.create_connection(lambda: line, host, port, ssl=self._scraper.source.ssl)
+        except asyncio.CancelledError:
+            # uvloop closes a connection cancelled at this point without ever calling `connection_lost`.
+            line.forsake()
+            raise
         except ssl.SSLError as error:
             self._fail(ScrapeError(Failure.TLS, f"no TLS: {error.reason or error}"))
         except (OSError, UnicodeError) as error:
             self._fail(ScrapeError(Failure.CONNECT, f"no connection: {error}"))
 
     def opened(self, line: _Line[Mark]) -> None:
-        self._connecting = None
-        if self._stopped or self._line is not None or not self._schedule.waiting:
+        if line is not self._opening:
             line.abort()
             return
+        self._connecting = self._opening = None
         self._line = line
         self._send(line)
 
@@ -274,6 +278,7 @@ class _Target(Generic[Mark]):
         line, self._line = self._line, None
         if line is not None:
             line.abort()
+        self._opening = None
         connecting, self._connecting = self._connecting, None
         if connecting is not None:
             connecting.cancel()
@@ -302,6 +307,7 @@ class _Line(asyncio.Protocol, Generic[Mark]):
         self._parser = AnswerParser(MAX_PAGE_BYTES)
         self._transport: asyncio.Transport | None = None
         self._answers = 0
+        self._forsaken = False
 
     @property
     def kept_alive(self) -> bool:
@@ -316,9 +322,17 @@ class _Line(asyncio.Protocol, Generic[Mark]):
         assert self._transport is not None
         self._transport.abort()
 
+    def forsake(self) -> None:
+        """The connection is closed or will be, and may not say so."""
+        self._forsaken = True
+        self._scraper.lost(self)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclass of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
+        if self._forsaken:
+            self.abort()
+            return
         self._scraper.opened(self)
         self._target.opened(self)
 
