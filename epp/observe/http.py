@@ -81,7 +81,7 @@ class ObservationServer:
             return
         self._server.close()
         for task in self._connections:
-            pass
+            task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
 

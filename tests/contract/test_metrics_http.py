@@ -212,7 +212,7 @@ async def test_closing_ends_idle_connections_and_frees_the_port() -> None:
     await server.close()
     port = await server.start("127.0.0.1", 0)
     reader, writer = await greeted(port)
-    await server.close()
+    await asyncio.wait_for(server.close(), 10)
     await server.close()
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()
