@@ -113,7 +113,9 @@ class Arrival(msgspec.Struct, frozen=True):
 
 
 class Cause(enum.Enum):
-    """How an exchange ended."""
+    """How an exchange ended. Where Envoy hides the answer's body, nothing tells a client that left from a whole answer:
+    both are COMPLETE once the answer's headers came.
+    """
 
     COMPLETE = "complete"
     ABORTED = "aborted"

@@ -462,7 +462,7 @@ class Exchange:
             return []
         out: list[Reply | Notice] = []
         if self._watched:
-            out.append(self._finish(Cause.COMPLETE if clean and self._ended_unseen() else Cause.ABORTED))
+            out.append(self._finish(Cause.COMPLETE if self._ended_unseen() else Cause.ABORTED))
         self._half_closed = True
         self._void()
         self._request_ended = True
@@ -472,7 +472,11 @@ class Exchange:
         return out
 
     def _ended_unseen(self) -> bool:
-        """Whether a clean close is the answer's end: its headers came, and its body is one that Envoy does not show."""
+        """Whether the close is the answer's end: its headers came, and its body is one that Envoy does not show.
+
+        A client that went away looks the same. Envoy 1.40 half-closes and then resets in both cases, and where it held
+        the whole answer before its headers were answered, it only resets; so how it closed says nothing.
+        """
         return self._answering is _OPEN and self._modes.response is _NONE and self._body_bytes == 0
 
     def _hang_up(self) -> list[Reply | Notice]:

@@ -281,11 +281,11 @@ class TestResponse:
         assert one(Started, run(opened(FULL), ResponseHeaders({":status": value}, False))).status == status
         assert one(Started, run(opened(FULL), ResponseHeaders({"status": "200"}, False))).status == 0
 
-    def test_lean_mode_ends_with_trailers_or_a_clean_close(self) -> None:
+    def test_lean_mode_ends_with_trailers_or_any_close(self) -> None:
         ends: list[tuple[Event, list[Effect]]] = [
             (ResponseTrailers(), [ResponseTrailersReply(), Finished(Cause.COMPLETE)]),
             (Closed(True), [Finished(Cause.COMPLETE), EndOfStream()]),
-            (Closed(False), [Finished(Cause.ABORTED)]),
+            (Closed(False), [Finished(Cause.COMPLETE)]),
         ]
         for end, last in ends:
             exchange = opened(LEAN)
@@ -347,6 +347,11 @@ class TestLook:
     def test_a_refused_look_ends_as_if_it_had_not_been_asked(self) -> None:
         exchange = opened(LEAN, steer=self.LOOK)
         assert run(exchange, ResponseHeaders(OK, False), Closed(True))[2:] == [Finished(Cause.COMPLETE), EndOfStream()]
+
+    def test_a_looked_at_answer_that_breaks_off_is_an_abort(self) -> None:
+        exchange = opened(LEAN, steer=self.LOOK)
+        out = run(exchange, ResponseHeaders(OK, False), ResponseBody(b"ab", False), Closed(True))
+        assert one(Finished, out) == Finished(Cause.ABORTED, b"ab", 2)
 
     def test_there_is_nothing_to_look_at_in_headers_alone(self) -> None:
         reply = one(ResponseHeadersReply, run(opened(LEAN, steer=self.LOOK), ResponseHeaders(OK, True)))
