@@ -106,6 +106,7 @@ class Engine:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.now_s = 0.0
+        self._submitted_s = 0.0
         self._latency = profile.latency()
         self._pool = BlockPool(profile.num_blocks)
         self._slots = AdapterSlots(profile.max_loras, profile.lora_load_s)
@@ -128,14 +129,14 @@ class Engine:
         Raises ValueError when time goes back, when its id is in the engine, or when it could never fit
         (`Profile.longest`).
         """
-        if now_s < self.now_s:
-            raise ValueError(f"submitted at {now_s}, but the engine is at {self.now_s}")
+        if now_s < max(self.now_s, self._submitted_s):
+            raise ValueError(f"submitted at {now_s}, but it is {max(self.now_s, self._submitted_s)}")
         if work.id in self._by_id:
             raise ValueError(f"request {work.id} is in the engine")
         total = work.prompt_tokens + work.output_tokens
         if not 0 < work.prompt_tokens <= total <= self.profile.longest:
             raise ValueError(f"{total} tokens do not fit: at least 1 and at most {self.profile.longest} do")
-        self.now_s = now_s
+        self._submitted_s = now_s
         entry = _Running(work, now_s + self.profile.frontend_s)
         self._by_id[work.id] = entry
         self._arriving.append(entry)

@@ -254,6 +254,14 @@ def test_a_third_adapter_waits_for_a_slot_and_others_pass_by() -> None:
     assert order[-1] == "3"
 
 
+def test_who_was_passed_by_keeps_its_place() -> None:
+    server = engine(max_loras=1)
+    for id, adapter in (("1", "a"), ("2", "b"), ("3", "c"), ("4", "d")):
+        server.submit(Work(id, 10, 5, (), adapter), 0.0)
+    order = [event.id for event in server.advance(10.0) if isinstance(event, Finished)]
+    assert order == ["1", "2", "3", "4"]
+
+
 def first_token_s(server: Engine, id: str, adapter: str | None) -> float:
     start_s = server.now_s
     server.submit(Work(id, 10, 1, (), adapter), start_s)
