@@ -6,7 +6,7 @@ from epp.scoring import Candidates, Endpoint, FloatArray, Request
 
 
 class HeaderLabelAffinityScorer:
-    """Prefers endpoints whose label `label_key` has the value of the request header `header_name`: 1, else 0."""
+    """Prefers endpoints whose label has the value of a request header: 1, else 0."""
 
     def __init__(self, *, header_name: str, label_key: str) -> None:
         self._header = header_name.lower()

@@ -6,9 +6,9 @@ from epp.scoring import Request
 
 
 class HeaderProfileHandler:
-    """Runs a request through the scheduling profile that its header `header_name` names, else through `default_profile`.
+    """Runs a request through the scheduling profile that a header of it names, else through the default one.
 
-    A single profile runs whatever the header says.
+    A single profile runs whatever the header says. A name that is none of the profiles' gets the request refused.
     """
 
     def __init__(self, *, header_name: str = "EPP-Profile", default_profile: str = "decode") -> None:

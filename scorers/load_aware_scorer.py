@@ -6,7 +6,7 @@ from epp.scoring import Candidates, FloatArray, Positive, Request
 
 
 class LoadAwareScorer:
-    """Prefers short queues by an absolute measure: 0.5 with nobody waiting, falling to 0 at `threshold` waiting requests."""
+    """Prefers short queues by an absolute measure: 0.5 with nobody waiting, falling to 0 at the threshold."""
 
     def __init__(self, *, threshold: Positive = 128) -> None:
         self._threshold = threshold

@@ -8,7 +8,7 @@ from epp.scoring import Candidates, Count, FloatArray, IntArray, Request
 
 
 class MaxScorePicker:
-    """Picks the best `max_num_of_endpoints`, ties in random order."""
+    """Picks the highest scores, ties in random order."""
 
     def __init__(self, *, rng: random.Random, max_num_of_endpoints: Count = 1) -> None:
         self._rng = rng

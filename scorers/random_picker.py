@@ -8,7 +8,7 @@ from epp.scoring import Candidates, Count, FloatArray, IntArray, Request
 
 
 class RandomPicker:
-    """Picks `max_num_of_endpoints` at random, whatever their scores."""
+    """Picks at random, whatever the scores."""
 
     def __init__(self, *, rng: random.Random, max_num_of_endpoints: Count = 1) -> None:
         self._rng = rng

@@ -8,7 +8,7 @@ from epp.scoring import Candidates, Count, FloatArray, IntArray, Request
 
 
 class WeightedRandomPicker:
-    """Picks `max_num_of_endpoints` at random, each with a chance in proportion to its score; uniformly where all are 0.
+    """Picks at random, each with a chance in proportion to its score; uniformly where all are 0.
 
     Algorithm A-Res (Efraimidis and Spirakis, 2006): the largest U^(1/score) win, which are the smallest E / score for E
     exponential. An endpoint that scores 0 comes after all that score more.
