@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 HIDDEN, HEADS, LAYERS, RANK = 256, 4, 2, 8
+ADAPTED = ["q_proj", "v_proj"]
 SPECIAL = ["<s>", "</s>"]
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] "
 
@@ -69,14 +70,14 @@ def adapter(directory: Path, seed: int) -> None:
         "lora_alpha": RANK,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": ["q_proj", "v_proj"],
+        "target_modules": ADAPTED,
         "base_model_name_or_path": "base",
     }
     (directory / "adapter_config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for layer in range(LAYERS):
-        for projection in config["target_modules"]:
+        for projection in ADAPTED:
             name = f"base_model.model.model.layers.{layer}.self_attn.{projection}"
             weights[f"{name}.lora_A.weight"] = torch.randn(RANK, HIDDEN, generator=generator).bfloat16()
             weights[f"{name}.lora_B.weight"] = torch.randn(HIDDEN, RANK, generator=generator).bfloat16()
