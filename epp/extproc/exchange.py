@@ -457,7 +457,7 @@ class Exchange:
             return []
         if clean and self._asking is _DECIDING:
             # Some proxies half-close after the request and then read the decision.
-            self._half_closed = self._request_ended = True
+            self._half_closed = True
             self._answering = _ENDED
             return []
         out: list[Reply | Notice] = []
@@ -465,7 +465,6 @@ class Exchange:
             out.append(self._finish(Cause.COMPLETE if self._ended_unseen() else Cause.ABORTED))
         self._half_closed = True
         self._void()
-        self._request_ended = True
         self._answering = _ENDED
         if clean:
             out.append(_END_OF_STREAM)

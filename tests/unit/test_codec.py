@@ -238,7 +238,10 @@ class TestDecodeTheRest:
         assert decode(b"") is None
         assert decode(request(observability_mode=True).SerializeToString()) is None
 
-    @pytest.mark.parametrize("wire", [b"\x12", b"\xff", b"\x2a\x05\x0a", b"\x12\x7f\x0a\x7f", b"\x2a\x80"])
+    @pytest.mark.parametrize(
+        "wire",
+        [b"\x12", b"\xff", b"\x2a\x05\x0a", b"\x12\x7f\x0a\x7f", b"\x2a\x80", b"\x12\x02\x0a\x05\x0a\x03\x0a\x01a"],
+    )
     def test_garbage_is_refused(self, wire: bytes) -> None:
         with pytest.raises(Undecodable):
             decode(wire)
