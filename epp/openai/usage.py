@@ -1,0 +1,101 @@
+"""What an answer says it cost, read from its end."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct
+
+from epp.openai.api import Kind
+
+
+class Usage(Struct, frozen=True):
+    """Tokens by the server's own count; None where the answer does not say.
+
+    `cached_tokens` of the `prompt_tokens` were found in the server's prefix cache.
+    """
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+_OBJECT_START = re.compile(rb"\s*:\s*(?=\{)")
+_OBJECT_BYTES = 4_096
+"""More than any usage object has."""
+
+_read_object = json.JSONDecoder().raw_decode
+
+
+def usage(tail: bytes, content_type: str, kind: Kind) -> Usage | None:
+    """The usage in the last bytes of an answer, JSON or server-sent events; None where there is none. Raises nothing.
+
+    An answer's text cannot pass for usage: within a JSON string its quotes are escaped. Of several usages the last one
+    counts. Anthropic messages say the prompt's tokens at the start of a stream and the answer's at its end: what
+    `tail` has of them is put together, and tokens read from and written to the cache are added to the prompt's.
+    """
+    if "json" not in content_type and "event-stream" not in content_type:
+        return None
+    found = Usage()
+    # SGLang's own API counts in "meta_info".
+    for counts in _objects_from_the_end(tail, b'"meta_info"' if kind is Kind.GENERATE else b'"usage"'):
+        found = _merged(found, _usage_of(counts, kind))
+        if kind is not Kind.MESSAGES or None not in (found.prompt_tokens, found.completion_tokens):
+            break
+    return None if found == Usage() else found
+
+
+def _objects_from_the_end(tail: bytes, key: bytes) -> Iterator[Mapping[str, object]]:
+    at = tail.rfind(key)
+    while at >= 0:
+        colon = _OBJECT_START.match(tail, at + len(key))
+        if colon is not None:
+            start = colon.end()
+            try:
+                value, _ = _read_object(tail[start : start + _OBJECT_BYTES].decode("utf-8", "replace"))
+                yield value
+            except (ValueError, RecursionError):
+                pass
+        at = tail.rfind(key, 0, at)
+
+
+def _usage_of(counts: Mapping[str, object], kind: Kind) -> Usage:
+    prompt = _first(counts, "prompt_tokens", "input_tokens")
+    cached = _first(counts, "cached_tokens", "cache_read_input_tokens")
+    for details in (counts.get("prompt_tokens_details"), counts.get("input_tokens_details")):
+        if cached is None and isinstance(details, dict):
+            cached = _first(details, "cached_tokens")
+    if kind is Kind.MESSAGES and prompt is not None:
+        prompt += (cached or 0) + (_first(counts, "cache_creation_input_tokens") or 0)
+    return Usage(prompt, _first(counts, "completion_tokens", "output_tokens"), cached)
+
+
+def _merged(last: Usage, earlier: Usage) -> Usage:
+    """`last`, completed by `earlier`. A prompt of no tokens means that the count is not known yet."""
+    return Usage(
+        last.prompt_tokens or earlier.prompt_tokens,
+        earlier.completion_tokens if last.completion_tokens is None else last.completion_tokens,
+        earlier.cached_tokens if last.cached_tokens is None else last.cached_tokens,
+    )
+
+
+def _first(counts: Mapping[str, object], *names: str) -> int | None:
+    for name in names:
+        count = _count(counts.get(name))
+        if count is not None:
+            return count
+    return None
+
+
+def _count(value: object) -> int | None:
+    """A whole number that is not negative, also as a float or in a string; None for anything else."""
+    if isinstance(value, str):
+        value = int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
+    if isinstance(value, float) and math.isfinite(value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        return None
+    return value
