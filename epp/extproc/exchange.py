@@ -240,7 +240,8 @@ class Exchange:
 
     def _collect(self, event: RequestBody) -> list[Reply | Notice]:
         self._has_body = True
-        self._pieces.append(event.data)
+        if event.data:
+            self._pieces.append(event.data)
         self._collected_bytes += len(event.data)
         if self._collected_bytes > self._limit:
             return self._refuse(
