@@ -78,6 +78,7 @@ class Page:
         self._real_size = real_size
         self._started_unix_s = started_unix_s
         self._adapter_series: dict[str, float] = {}
+        self._padding = b""
 
     def render(self, stats: Stats, observed: Observed, now_unix_s: float) -> bytes:
         lines: list[str] = []
@@ -91,9 +92,10 @@ class Page:
         self._cache_config(lines)
         if self._lora:
             self._adapters(lines, stats, now_unix_s)
-        if self._real_size:
-            _pad(lines)
-        return ("\n".join(lines) + "\n").encode()
+        page = ("\n".join(lines) + "\n").encode()
+        if self._real_size and not self._padding:
+            self._padding = _padding(REAL_PAGE_BYTES - len(page))
+        return page + self._padding
 
     def _process(self, lines: list[str]) -> None:
         name = "process_start_time_seconds"
@@ -167,13 +169,12 @@ def _histogram(lines: list[str], name: str, labels: str, histogram: Histogram) -
     lines.append(f"{name}_sum{{{labels}}} {histogram.total!r}")
 
 
-def _pad(lines: list[str]) -> None:
-    """Histograms of the HTTP layer, as vLLM's page has them, until the page has its real size."""
-    size = sum(map(len, lines)) + len(lines)
+def _padding(size: int) -> bytes:
+    """At least `size` bytes of histograms of the HTTP layer, as vLLM's page has them."""
+    lines: list[str] = []
     blank = Histogram(LATENCY_BUCKETS_S)
     number = 0
-    while size < REAL_PAGE_BYTES:
-        before = len(lines)
+    while sum(map(len, lines)) + len(lines) < size:
         _histogram(lines, f"http_request_duration_{number}_seconds", 'handler="/v1/completions",method="POST"', blank)
-        size += sum(map(len, lines[before:])) + len(lines) - before
         number += 1
+    return ("\n".join(lines) + "\n").encode()
