@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Mapping
+from typing import cast
 
 import msgspec
 
@@ -146,8 +147,8 @@ class _Link(asyncio.Protocol):
     # --- what asyncio calls ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports do what asyncio.Transport asks without deriving from it.
+        self._transport = cast(asyncio.Transport, transport)
         self._server.links.add(self)
         sock = transport.get_extra_info("socket")
         if sock is not None:
