@@ -1,0 +1,23 @@
+"""The transports run on both loops they can meet: uvloop in service, asyncio's own where uvloop is not to be had."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": uvloop.new_event_loop,
+    "asyncio": asyncio.new_event_loop,
+}
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    name = item.path.name
+    if name.startswith(("test_transport", "test_health")):
+        return LOOPS
+    return {"uvloop": uvloop.new_event_loop} if name == "test_h2spec.py" else None
