@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Literal, Protocol
@@ -68,7 +67,7 @@ class CarriedSessions:
             return None
         try:
             return base64.b64decode(token, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return None
 
     def moved(self, request: Request) -> None:

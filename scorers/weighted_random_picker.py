@@ -22,7 +22,7 @@ class WeightedRandomPicker:
         n = len(scores)
         drawn = self._generator.standard_exponential(n)
         # Zero scores stand behind all others, in random order among themselves.
-        keys = np.divide(drawn, scores, out=drawn + 1e300, where=scores > 0)
+        keys = np.divide(drawn, scores, out=drawn * 1e300, where=scores > 0)
         if self._count == 1:
             first = int(keys.argmin())
             return np.array([first], dtype=np.intp)
