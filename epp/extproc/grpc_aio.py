@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import grpc
 from grpc import aio
 
+from epp.endpoint import host_port
 from epp.extproc.http2 import Limits
 from epp.extproc.transport import Abandonable, OpenSession, Session
 
@@ -36,8 +37,8 @@ class AioServer:
         self._draining: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[object]] = set()
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen. Returns the bound port. Raises OSError when it cannot be had."""
+    async def start(self, host: str | None, port: int) -> int:
+        """Listen on `host` (None: every interface). Returns the bound port. Raises OSError when it cannot be had."""
         options = (
             ("grpc.max_receive_message_length", self._limits.max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -45,7 +46,7 @@ class AioServer:
             ("grpc.so_reuseport", 0),
         )
         server = aio.server(handlers=(_Routes(self._routes, self._running),), options=options)
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = host_port(host or "::", port)
         try:
             if self._credentials is None:
                 bound = server.add_insecure_port(address)

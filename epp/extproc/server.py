@@ -49,8 +49,8 @@ class Http2Server:
         self._listener: asyncio.Server | None = None
         self._all_gone = asyncio.Event()
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen. Returns the bound port (`port` 0: any free one). Raises OSError when it cannot be had."""
+    async def start(self, host: str | None, port: int) -> int:
+        """Listen on `host` (None: every interface). Returns the bound port (`port` 0: any free one). Raises OSError when it cannot be had."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
             lambda: _Link(self, loop),

@@ -1,0 +1,433 @@
+"""The composition root: the only place that knows all parts, puts them together, and takes them down again."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import gc
+import logging
+import math
+import random
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+import uvloop
+
+from epp.configuration import (
+    Configuration,
+    ConfigurationError,
+    ExtractorSettings,
+    MetricsSettings,
+    build,
+    load,
+    load_default,
+)
+from epp.discovery.eds import EdsFile
+from epp.discovery.file import FileDiscovery
+from epp.discovery.source import DiscoveryError, DiscoverySource
+from epp.discovery.static import StaticDiscovery
+from epp.dispatcher import Dispatcher, Policy
+from epp.endpoint import CacheConfig, Endpoint, Endpoints, Report
+from epp.extproc import tls
+from epp.extproc.codec import Undecodable
+from epp.extproc.grpc_aio import AioServer
+from epp.extproc.health import Health
+from epp.extproc.http2 import Limits
+from epp.extproc.server import Http2Server
+from epp.extproc.session import open_session
+from epp.ledger import Ledger, Mark
+from epp.observe import logs
+from epp.observe.exposition import Exposition
+from epp.observe.http import ObservationServer
+from epp.observe.logs import DecisionLog, Every
+from epp.observe.metrics import Metrics
+from epp.openai.tokens import TokenEstimator
+from epp.pipeline import PluginFaults
+from epp.prefix.index import PrefixIndex
+from epp.request import BLOCK_BYTES
+from epp.settings import Settings
+from epp.signals.answers import Failure
+from epp.signals.engines import EngineChoice, EngineConfig
+from epp.signals.scraper import Scraper
+
+log = logging.getLogger("epp")
+
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+READINESS = frozenset({"", "readiness", "inference-extension", "envoy.service.ext_proc.v3.ExternalProcessor"})
+LIVENESS = "liveness"
+
+NOTICE_S = 5.0
+"""After SIGTERM health says NOT_SERVING and calls are still taken for this long: Envoy's two missed checks, 2 s apart."""
+
+BLOCK_TOKENS = BLOCK_BYTES // 4
+
+FLAG_ENGINE = EngineConfig(
+    name="vllm",
+    queued_requests_spec="vllm:num_requests_waiting",
+    running_requests_spec="vllm:num_requests_running",
+    kv_usage_spec="vllm:kv_cache_usage_perc",
+    lora_spec="vllm:lora_requests_info",
+    cache_info_spec="vllm:cache_config_info",
+)
+"""What the Go picker's metric flags default to: giving one of them leaves the others at these."""
+
+
+class Incidents:
+    """Counts what must never fail a request but somebody should hear of; each kind is logged once a minute."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._every = Every(60.0)
+
+    def degraded(self, kind: str, error: Exception) -> None:
+        """A bug of ours made a pick worse than it should have been."""
+        self._metrics.degraded(kind)
+        if times := self._every(kind, time.monotonic()):
+            log.error("%s failed and was done without (%d times since the last such line)", kind, times, exc_info=error)
+
+    def fault(self, error: Exception) -> None:
+        self.degraded("dispatcher", error)
+
+    def undecodable(self, error: Undecodable) -> None:
+        self._metrics.degraded("undecodable")
+        if times := self._every("undecodable", time.monotonic()):
+            log.warning("a peer sent what is no ProcessingRequest: %s (%d times)", error, times)
+
+    def oversized(self) -> None:
+        self._metrics.degraded("oversized")
+        if times := self._every("oversized", time.monotonic()):
+            log.warning("a request's body was over the limit and was refused with 413 (%d times)", times)
+
+
+class Reports:
+    """Where scrapes go: the columns, the ledger, the prefix index. A `Sink`."""
+
+    def __init__(
+        self, endpoints: Endpoints, ledger: Ledger, index: PrefixIndex, metrics: Metrics, *, auto_tune: bool
+    ) -> None:
+        self._endpoints = endpoints
+        self._ledger = ledger
+        self._index = index
+        self._metrics = metrics
+        self._auto_tune = auto_tune
+        self._caches: dict[int, CacheConfig] = {}
+        self.clock = asyncio.get_running_loop().time
+
+    def sent(self, slot: int) -> Mark:
+        return self._ledger.report_sent(slot, self.clock())
+
+    def reported(self, slot: int, mark: Mark, report: Report, now_s: float) -> None:
+        self._endpoints.report(slot, report, now_s)
+        if self._ledger.reported(slot, mark, report, now_s):
+            self._index.empty(slot)
+        if self._auto_tune and report.cache is not None and report.cache != self._caches.get(slot):
+            self._caches[slot] = report.cache
+            self._index.resize(slot, max(1, report.cache.tokens // BLOCK_TOKENS))
+
+    def failed(self, slot: int, kind: Failure) -> None:
+        self._metrics.scrape_failed(kind.value)
+        endpoint = self._endpoints.at(slot)
+        # Only where metrics and requests share a port does a refused scrape say that requests are refused too.
+        if kind is Failure.CONNECT and endpoint is not None and endpoint.metrics_port in (None, endpoint.port):
+            self._endpoints.set_unreachable(slot, True)
+
+    def forget(self, slot: int) -> None:
+        self._caches.pop(slot, None)
+        self._index.forget(slot)
+
+
+class Picker:
+    """Everything that runs, from `start` to `stop`."""
+
+    def __init__(self, settings: Settings, configuration: Configuration) -> None:
+        loop = asyncio.get_running_loop()
+        self._settings = settings
+        self._draining = False
+        self._ready = False
+        rng = random.Random(settings.seed)
+        prefix = configuration.prefix
+        self.metrics = Metrics()
+        self.endpoints = Endpoints(
+            stale_after_s=max(settings.metrics_staleness_threshold_s, 2.5 * settings.refresh_metrics_interval_s)
+        )
+        self.ledger = Ledger(self.endpoints)
+        self.index = PrefixIndex(default_blocks=prefix.lru_capacity_per_server)
+        self.incidents = Incidents(self.metrics)
+        faults = PluginFaults(logging.getLogger("epp.plugins").warning, self.metrics.plugin_failed)
+        self.dispatcher = Dispatcher(
+            endpoints=self.endpoints,
+            pipeline=build(configuration, rng, faults),
+            ledger=self.ledger,
+            index=self.index,
+            metrics=self.metrics,
+            estimator=TokenEstimator(),
+            policy=_policy(settings, configuration),
+            rng=rng,
+            timer=time.perf_counter,
+            faults=self.incidents.degraded,
+            decisions=DecisionLog(),
+        )
+        self._reports = Reports(self.endpoints, self.ledger, self.index, self.metrics, auto_tune=prefix.auto_tune)
+        self._scraper: Scraper[Mark] | None = None
+        if configuration.metrics is not None:
+            self._scraper = Scraper(
+                self._reports,
+                loop.time,
+                rng=rng,
+                source=_metrics_source(settings, configuration.metrics).source(),
+                engines=_engines(settings, configuration.extractor),
+                interval_s=settings.refresh_metrics_interval_s,
+            )
+        self._eds = EdsFile(settings.envoy_eds_file) if settings.envoy_eds_file else None
+        self._discovery = self._discover(configuration)
+        self._health = Health(self.serving, sorted(READINESS | {LIVENESS}))
+        session = open_session(self.dispatcher, loop.time, settings.default_modes, self.incidents)
+        self._routes = {PROCESS: session, **self._health.routes()}
+        self._certificates: tls.CertificateFollower | None = None
+        self._reload_timer: asyncio.TimerHandle | None = None
+        self._server = self._transport()
+        self._health_server = Http2Server(self._health.routes())
+        self._observation = ObservationServer(
+            self._exposition().pieces, lambda: self.serving("") is True, {"/debug/endpoints": self._endpoints_page}
+        )
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Returns when requests are answered. Raises DiscoveryError, OSError (a port), TlsError."""
+        settings = self._settings
+        await self._discovery.start()
+        await self._health_server.start(settings.host, settings.grpc_health_port)
+        await self._observation.start(settings.host, settings.metrics_port, self._metrics_tls())
+        await self._server.start(settings.host, settings.grpc_port)
+        self._ready = True
+        self._health.changed()
+        log.info(
+            "ready: %d endpoints; ext_proc on %d%s, health on %d, metrics on %d",
+            len(self.endpoints),
+            settings.grpc_port,
+            " (TLS)" if settings.secure_serving else "",
+            settings.grpc_health_port,
+            settings.metrics_port,
+        )
+
+    async def stop(self, notice_s: float, grace_s: float) -> None:
+        """Say at once that we stop, take calls for `notice_s` more, let open ones go on for `grace_s`, then end."""
+        self._draining = True
+        self._health.changed()
+        log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
+        await asyncio.sleep(notice_s)
+        await self._server.stop(grace_s)
+        if self._reload_timer is not None:
+            self._reload_timer.cancel()
+        if self._scraper is not None:
+            await self._scraper.close()
+        await self._discovery.close()
+        if self._eds is not None:
+            self._eds.close()
+        await self._observation.close()
+        await self._health_server.stop(0.0)
+        log.info("stopped")
+
+    def serving(self, service: str) -> bool | None:
+        """The health service's answer; None for a name nobody knows."""
+        if service == LIVENESS:
+            return True
+        return self._ready and not self._draining if service in READINESS else None
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    def _discover(self, configuration: Configuration) -> DiscoverySource:
+        if self._settings.endpoints:
+            return StaticDiscovery(self._settings.endpoints, self._membership)
+        if configuration.discovery is not None:
+            discovery = configuration.discovery
+            return FileDiscovery(discovery.path, self._membership, watch_file=discovery.watch_file)
+        raise DiscoveryError(
+            "no endpoints: name them with --endpoint host:port (repeated), or configure file-discovery "
+            "(dataLayer.discovery in --config-file)"
+        )
+
+    def _membership(self, wanted: Sequence[Endpoint]) -> None:
+        change = self.endpoints.replace(wanted)
+        for slot, _ in change.removed:
+            self._reports.forget(slot)
+        if self._scraper is not None:
+            self._scraper.follow(change)
+        if self._eds is not None:
+            self._eds.publish(self.endpoints.members)
+        log.info("endpoints: %d (%d added, %d removed)", len(self.endpoints), len(change.added), len(change.removed))
+
+    def _transport(self) -> Http2Server | AioServer:
+        settings = self._settings
+        limits = Limits(max_message_bytes=settings.max_message_bytes) if settings.max_message_bytes else Limits()
+        identity = self._identity() if settings.secure_serving else None
+        if settings.transport == "grpc.aio":
+            return AioServer(self._routes, limits, None if identity is None else tls.grpc_credentials(identity))
+        return Http2Server(self._routes, limits, None if identity is None else self._tls(identity))
+
+    def _identity(self) -> tls.Identity:
+        path = self._settings.cert_path
+        return tls.read_identity(path) if path else tls.self_signed(datetime.datetime.now(datetime.UTC))
+
+    def _tls(self, identity: tls.Identity) -> ssl.SSLContext:
+        settings = self._settings
+        context = tls.server_context(identity, settings.tls_min_version, settings.tls_cipher_suites)
+        if settings.cert_path and settings.enable_cert_reload:
+            self._certificates = tls.CertificateFollower(context, settings.cert_path, identity)
+            self._look_for_certificate()
+        return context
+
+    def _metrics_tls(self) -> ssl.SSLContext | None:
+        settings = self._settings
+        if settings.metrics_cert_dir is None:
+            return None
+        return tls.server_context(
+            tls.read_identity(settings.metrics_cert_dir),
+            settings.tls_min_version,
+            settings.tls_cipher_suites,
+            settings.metrics_client_ca_file,
+        )
+
+    def _look_for_certificate(self) -> None:
+        assert self._certificates is not None
+        try:
+            if self._certificates.look():
+                log.info("serving a new certificate from %s", self._settings.cert_path)
+        except tls.TlsError as error:
+            log.warning("the last good certificate stays: %s", error)
+        self._reload_timer = asyncio.get_running_loop().call_later(1.0, self._look_for_certificate)
+
+    def _exposition(self) -> Exposition:
+        return Exposition(
+            self.metrics,
+            {self._settings.pool_name: self.endpoints},
+            asyncio.get_running_loop().time,
+            stale_after_s=self.endpoints.stale_after_s,
+            prefix_index_size=lambda: float(len(self.index)),
+        )
+
+    def _endpoints_page(self) -> tuple[int, str, bytes]:
+        """What is known of every endpoint, as JSON: the columns a pick reads."""
+        e, now_s = self.endpoints, asyncio.get_running_loop().time()
+        self.ledger.advance(now_s)
+        rows = [
+            {
+                "endpoint": endpoint.key,
+                "destination": endpoint.destination,
+                "reachable": not e.unreachable.item(slot),
+                "report_age_s": _number(now_s - e.updated_s.item(slot)),
+                "waiting": _number(e.waiting.item(slot)),
+                "running": _number(e.running.item(slot)),
+                "kv_usage": _number(e.kv_usage.item(slot)),
+                "in_flight": e.in_flight.item(slot),
+                "in_flight_tokens": e.in_flight_tokens.item(slot),
+                "prefill_tokens_per_s": round(self.ledger.prefill_rate(slot)),
+                "prefix_blocks": self.index.blocks(slot),
+                "adapters": sorted(e.adapters[slot].running | e.adapters[slot].waiting),
+            }
+            for slot, endpoint in zip(e.slots.tolist(), e.members, strict=True)
+        ]
+        return 200, "application/json", msgspec.json.encode(rows)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return round(value, 3) if math.isfinite(value) else None
+
+
+def _metrics_source(settings: Settings, configured: MetricsSettings) -> MetricsSettings:
+    """What flags say of the servers' metrics pages wins over the configuration file."""
+    told = {
+        "port": settings.model_server_metrics_port,
+        "path": settings.model_server_metrics_path,
+        "scheme": settings.model_server_metrics_scheme,
+        "insecure_skip_verify": settings.model_server_metrics_insecure,
+    }
+    return msgspec.structs.replace(configured, **{name: value for name, value in told.items() if value is not None})
+
+
+def _engines(settings: Settings, configured: ExtractorSettings) -> EngineChoice:
+    """The default engine with the families that flags name, the others as configured."""
+    told = {
+        "queued_requests_spec": settings.queued_requests_spec,
+        "running_requests_spec": settings.running_requests_spec,
+        "kv_usage_spec": settings.kv_usage_spec,
+        "lora_spec": settings.lora_spec,
+        "cache_info_spec": settings.cache_info_spec,
+    }
+    specs = {name: value for name, value in told.items() if value is not None}
+    if not specs:
+        return configured.choice()
+    engine = msgspec.structs.replace(FLAG_ENGINE, name=configured.default_engine, **specs)
+    others = [one for one in configured.engine_configs if one.name != engine.name]
+    return msgspec.structs.replace(configured, engine_configs=(engine, *others)).choice()
+
+
+def _policy(settings: Settings, configuration: Configuration) -> Policy:
+    prefix = configuration.prefix
+    blocks = prefix.max_prefix_tokens_to_match // BLOCK_TOKENS or prefix.max_prefix_blocks_to_match
+    return Policy(
+        look_share=settings.look_share,
+        ignore_subset=settings.ignore_subset,
+        emit_scores=settings.emit_endpoint_scores,
+        max_prefix_blocks=blocks or sys.maxsize,
+    )
+
+
+def read_configuration(settings: Settings) -> Configuration:
+    """Raises ConfigurationError, and OSError where the file cannot be read."""
+    if settings.config_text:
+        return load(settings.config_text, "--config-text")
+    if settings.config_file:
+        return load(settings.config_file.read_text(), str(settings.config_file))
+    return load_default()
+
+
+async def _serve(settings: Settings, configuration: Configuration) -> None:
+    loop = asyncio.get_running_loop()
+    picker = Picker(settings, configuration)
+    await picker.start()
+    told: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.put_nowait, number)
+    # What lives now lives for good: the collector need not walk it again and again. A request makes about a hundred objects
+    # that reference counts take away; the default threshold of 700 would look for cycles after every seventh.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    first = await told.get()
+    # Ctrl-C is a person who waits; SIGTERM an orchestrator whose proxies have yet to notice.
+    notice_s = 0.0 if first is signal.SIGINT else min(NOTICE_S, settings.drain_timeout_s / 2)
+    stopping = asyncio.ensure_future(picker.stop(notice_s, settings.drain_timeout_s - notice_s))
+    again = asyncio.ensure_future(told.get())
+    await asyncio.wait((stopping, again), return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    if not stopping.done():
+        log.warning("told to end twice: ending at once")
+        stopping.cancel()
+        return
+    await stopping
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to end. Returns the exit status: 0 after a drain, 1 where it could not start."""
+    logs.configure(level=settings.log_level, encoder=settings.log_encoder, time_encoding=settings.log_time_encoding)
+    for notice in settings.notices:
+        log.warning("%s", notice)
+    try:
+        configuration = read_configuration(settings)
+        for warning in configuration.warnings:
+            log.warning("%s", warning)
+        uvloop.run(_serve(settings, configuration))
+    except ConfigurationError as error:
+        log.error("the configuration cannot be used:\n%s", error)
+        return 1
+    except (DiscoveryError, tls.TlsError, OSError) as error:
+        log.error("cannot start: %s", error)
+        return 1
+    return 0

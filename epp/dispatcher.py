@@ -1,0 +1,334 @@
+"""From an arrived request to a pick, and the account of it until the answer ends.
+
+`Dispatcher` owns nothing but the order of things: it reads the body, looks up the prefix, runs the pipeline, takes the
+ledger entry in the same step, and settles all of it when the exchange says what became of the request. It is synchronous;
+times come from the caller, except the fine clock that the stage histograms are measured with.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from epp.drops import OUTCOMES, Drop, Reason
+from epp.endpoint import Endpoint, Endpoints, IntArray
+from epp.extproc.events import Arrival, Cause, Finished, Started, Steer
+from epp.ledger import Entry, Ledger
+from epp.observe.logs import DecisionLog
+from epp.observe.metrics import Metrics
+from epp.openai.api import Kind
+from epp.openai.body import OPAQUE, Parsed, parse
+from epp.openai.rewrite import rewrite_model
+from epp.openai.tokens import TokenEstimator
+from epp.openai.usage import Usage, usage
+from epp.pipeline import Pick, Pipeline
+from epp.prefix.fingerprints import fingerprints, seed_of
+from epp.prefix.index import PrefixIndex
+from epp.request import NO_FINGERPRINTS, Request
+
+OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
+FAIRNESS_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+REWRITE_HEADERS = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
+
+CONTROL_HEADERS = OBJECTIVE_HEADERS + FAIRNESS_HEADERS + REWRITE_HEADERS
+"""Meant for us: taken out of what the model server gets. The first spelling of each wins over its older alias."""
+
+_SUBSETS_REMEMBERED = 256
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may set about dispatching.
+
+    `look_share` is the share of hidden answers whose body is asked for, [0, 1]. `ignore_subset` passes over the
+    gateway's subset hint. `emit_scores` puts every candidate's score into dynamic metadata. `max_prefix_blocks` bounds how
+    much of a prompt is fingerprinted, in blocks.
+    """
+
+    look_share: float = 0.01
+    ignore_subset: bool = False
+    emit_scores: bool = False
+    max_prefix_blocks: int = 2048
+
+
+class Account:
+    """One routed request until its end: what to settle, and with whom."""
+
+    __slots__ = ("content_type", "endpoint", "entry", "kind", "opened_s", "request", "sees_answer", "status", "ttft_s")
+
+    def __init__(
+        self,
+        request: Request,
+        kind: Kind,
+        endpoint: Endpoint,
+        entry: Entry,
+        opened_s: float,
+        *,
+        sees_answer: bool,
+    ) -> None:
+        self.request = request
+        self.kind = kind
+        self.endpoint = endpoint
+        self.entry = entry
+        self.opened_s = opened_s
+        self.sees_answer = sees_answer
+        self.status = 0
+        self.content_type = ""
+        self.ttft_s: float | None = None
+
+
+class Dispatcher:
+    """Implements `epp.extproc.events.Dispatcher`.
+
+    `timer` is a monotonic clock in seconds for measuring our own stages; `faults(kind, error)` takes note of a bug of ours
+    that degraded a pick.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoints: Endpoints,
+        pipeline: Pipeline,
+        ledger: Ledger,
+        index: PrefixIndex,
+        metrics: Metrics,
+        estimator: TokenEstimator,
+        policy: Policy,
+        rng: random.Random,
+        timer: Callable[[], float],
+        faults: Callable[[str, Exception], None],
+        decisions: DecisionLog,
+    ) -> None:
+        self._endpoints = endpoints
+        self._pipeline = pipeline
+        self._ledger = ledger
+        self._index = index
+        self._metrics = metrics
+        self._estimator = estimator
+        self._policy = policy
+        self._rng = rng
+        self._timer = timer
+        self._faults = faults
+        self._decisions = decisions
+        self._subsets: OrderedDict[tuple[str, ...], IntArray] = OrderedDict()
+        self._subsets_generation = -1
+
+    # --- the pick --------------------------------------------------------------------------------------------------
+
+    def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account]:
+        """Read, pick, take the ledger entry, and say where to. Raises Drop."""
+        try:
+            return self._route(arrival, opened_s, now_s)
+        except Drop:
+            raise
+        except Exception as error:
+            # A bug of ours costs the quality of this pick, never the request.
+            self._faults("route", error)
+            return self._anywhere(arrival, opened_s, now_s)
+
+    def _route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account]:
+        began = self._timer()
+        request: Request | None = None
+        try:
+            parsed = parse(arrival.headers, arrival.body, truncated=arrival.truncated) if arrival.has_body else OPAQUE
+            request = self._request(arrival, parsed)
+            read = self._timer()
+            pick, hit_share = self._pick(request, self._eligible(arrival.subset), now_s)
+        except Drop as drop:
+            self._metrics.refused(*_labels(request), OUTCOMES[drop.reason])
+            raise
+        routed = self._commit(arrival, parsed, request, pick, hit_share, opened_s, now_s)
+        decided = self._timer()
+        self._metrics.stage("body", max(0.0, now_s - opened_s))
+        self._metrics.stage("parse", read - began)
+        self._metrics.stage("decide", decided - read)
+        return routed
+
+    def _anywhere(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account]:
+        """The eligible endpoint with the fewest requests in flight, whatever the request says."""
+        candidates = self._endpoints.candidates(now_s, None, self._eligible(arrival.subset))
+        index = int(candidates.in_flight.argmin())
+        request = self._request(arrival, OPAQUE)
+        entry = self._ledger.take(int(candidates.slots[index]), 0, now_s, sees_body=False)
+        self._metrics.decided(*_labels(request), request.body_bytes, 0)
+        account = Account(request, Kind.OPAQUE, candidates[index], entry, opened_s, sees_answer=arrival.sees_answer)
+        return Steer(destination=candidates[index].destination), account
+
+    def _request(self, arrival: Arrival, parsed: Parsed) -> Request:
+        headers = arrival.headers
+        model = parsed.model
+        target = (_first(headers, REWRITE_HEADERS) or model) if model and arrival.can_rewrite else model
+        return Request(
+            request_id=headers.get("x-request-id") or str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
+            path=headers.get(":path", ""),
+            model=model,
+            target_model=target,
+            headers=headers,
+            prompt_bytes=parsed.prompt_bytes,
+            prompt_tokens=self._estimator.tokens(target, parsed.prompt_bytes) if parsed.prompt_bytes else 0,
+            fingerprints=self._fingerprints(parsed, target),
+            max_tokens=parsed.max_tokens,
+            stream=parsed.stream,
+            fairness_id=_first(headers, FAIRNESS_HEADERS) or "default-flow",
+            body_bytes=len(arrival.body),
+        )
+
+    def _fingerprints(self, parsed: Parsed, target: str) -> NDArray[np.uint64]:
+        if not parsed.prompt_bytes:
+            return NO_FINGERPRINTS
+        return fingerprints(parsed.prompts, seed_of(target, parsed.cache_salt), self._policy.max_prefix_blocks)
+
+    def _eligible(self, subset: tuple[str, ...] | None) -> IntArray | None:
+        """Slots that the gateway's hint leaves, None for all. Raises Drop when none is left."""
+        if not len(self._endpoints):
+            raise Drop(Reason.NO_ENDPOINTS, "the pool has no ready endpoint: start a model server or wait for one")
+        if subset is None or self._policy.ignore_subset:
+            return None
+        if self._subsets_generation != self._endpoints.generation:
+            self._subsets.clear()
+            self._subsets_generation = self._endpoints.generation
+        slots = self._subsets.get(subset)
+        if slots is None:
+            slots = self._subsets[subset] = _matching(self._endpoints, subset)
+            if len(self._subsets) > _SUBSETS_REMEMBERED:
+                self._subsets.popitem(last=False)
+        if not len(slots):
+            raise Drop(
+                Reason.NO_ENDPOINTS,
+                f"none of the {len(subset)} endpoints that the gateway allows is a ready member of the pool",
+            )
+        return slots
+
+    def _pick(self, request: Request, slots: IntArray | None, now_s: float) -> tuple[Pick, float]:
+        """The pick, and the share of the prompt that its first endpoint is believed to have cached, [0, 1]."""
+        self._ledger.advance(now_s)
+        blocks = len(request.fingerprints)
+        hits = self._index.match(request.fingerprints) if blocks else None
+        pick = self._pipeline.pick(request, self._endpoints.candidates(now_s, hits, slots))
+        slot = pick.slots[0]
+        held = hits.item(slot) if hits is not None and slot < len(hits) else 0
+        return pick, held / blocks if blocks else 0.0
+
+    def _commit(
+        self,
+        arrival: Arrival,
+        parsed: Parsed,
+        request: Request,
+        pick: Pick,
+        hit_share: float,
+        opened_s: float,
+        now_s: float,
+    ) -> tuple[Steer, Account]:
+        """Take what was decided: ledger, prefix index, metrics, and the words for Envoy."""
+        slot, endpoint = pick.slots[0], pick.endpoints[0]
+        look = arrival.can_look and parsed.prompt_bytes > 0 and self._rng.random() < self._policy.look_share
+        sees_answer = arrival.sees_answer or look
+        entry = self._ledger.take(
+            slot,
+            round(request.prompt_tokens * (1.0 - hit_share)),
+            now_s,
+            # The first byte of an answer that is not streamed comes with its last: it says nothing about prefill.
+            sees_body=sees_answer and parsed.stream,
+        )
+        if len(request.fingerprints):
+            self._index.record(slot, request.fingerprints)
+            self._metrics.prefix_match(hit_share, round(request.prompt_bytes * hit_share))
+        self._metrics.decided(*_labels(request), request.body_bytes, request.prompt_tokens)
+        self._metrics.picked(endpoint, request.target_model)
+        self._decisions.note(request, pick, now_s)
+        account = Account(request, parsed.kind, endpoint, entry, opened_s, sees_answer=sees_answer)
+        return self._steer(arrival, request, pick, look), account
+
+    def _steer(self, arrival: Arrival, request: Request, pick: Pick, look: bool) -> Steer:
+        rewritten = request.target_model != request.model
+        return Steer(
+            destination=",".join([endpoint.destination for endpoint in pick.endpoints]),
+            set_headers=() if "x-request-id" in arrival.headers else (("x-request-id", request.request_id),),
+            remove_headers=tuple(name for name in CONTROL_HEADERS if name in arrival.headers),
+            body=rewrite_model(arrival.body, request.target_model, truncated=arrival.truncated) if rewritten else None,
+            turn_back=(request.target_model, request.model) if rewritten else None,
+            look=look,
+            scores=pick.scores_by_destination() if self._policy.emit_scores else None,
+        )
+
+    # --- what became of it -----------------------------------------------------------------------------------------
+
+    def started(self, account: Account, notice: Started, now_s: float) -> Mapping[str, str]:
+        """The answer's headers: follow the endpoint that really served, and let plugins add headers."""
+        account.status = notice.status
+        account.content_type = notice.headers.get("content-type", "")
+        if notice.served is not None and notice.served != account.endpoint.destination:
+            self._follow(account, notice.served, now_s)
+        return self._pipeline.responded(account.request, account.endpoint, notice.headers, now_s)
+
+    def _follow(self, account: Account, served: str, now_s: float) -> None:
+        slot = self._endpoints.slot_by_destination(served)
+        if slot is None:
+            return
+        endpoint = self._endpoints.at(slot)
+        assert endpoint is not None
+        self._ledger.move(account.entry, slot, now_s)
+        if len(account.request.fingerprints):
+            self._index.record(slot, account.request.fingerprints)
+        account.endpoint = endpoint
+
+    def first_body(self, account: Account, now_s: float) -> None:
+        if not account.request.stream:
+            return
+        account.ttft_s = now_s - account.opened_s
+        self._ledger.first_token(account.entry, now_s)
+        self._metrics.first_token(*_labels(account.request), account.ttft_s, True)
+
+    def finished(self, account: Account, notice: Finished, now_s: float) -> None:
+        self._ledger.release(account.entry, now_s)
+        self._metrics.finished(
+            *_labels(account.request),
+            status=account.status,
+            aborted=notice.cause is Cause.ABORTED,
+            duration_s=now_s - account.opened_s,
+            response_bytes=notice.body_bytes if account.sees_answer else None,
+            usage=self._usage(account, notice),
+            ttft_s=account.ttft_s,
+        )
+
+    def _usage(self, account: Account, notice: Finished) -> Usage | None:
+        if not notice.tail:
+            return None
+        counted = usage(notice.tail, account.content_type, account.kind)
+        if counted is not None and counted.prompt_tokens:
+            self._estimator.learn(account.request.target_model, account.request.prompt_bytes, counted.prompt_tokens)
+        return counted
+
+
+def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    for name in names:
+        value = headers.get(name)
+        if value:
+            return value
+    return None
+
+
+def _labels(request: Request | None) -> tuple[str, str, int, str]:
+    """Metric labels: model, target model, priority, fairness id."""
+    if request is None:
+        return "", "", 0, "default-flow"
+    return request.model, request.target_model, request.priority, request.fairness_id
+
+
+def _matching(endpoints: Endpoints, subset: tuple[str, ...]) -> IntArray:
+    """Slots of the members that `subset` names: `ip:port` is one endpoint, an IP alone is all of its ports."""
+    named = {item.strip() for item in subset}
+    bare = {item.strip("[]") for item in named}
+    return np.array(
+        [
+            slot
+            for slot, endpoint in zip(endpoints.slots, endpoints.members, strict=True)
+            if endpoint.destination in named or endpoint.address in bare
+        ],
+        dtype=np.intp,
+    )
