@@ -303,7 +303,7 @@ def test_utilization_detector_wants_evidence() -> None:
     assert UtilizationDetector(metrics_staleness_threshold=5).saturation(later) == 0.5
     assert UtilizationDetector().filter(REQUEST, later).all()
     pool.report(1, Report(waiting=0), NOW_S + 3)
-    assert UtilizationDetector().filter(REQUEST, later).tolist() == [False, True, False]
+    assert UtilizationDetector().filter(REQUEST, pool.candidates(now_s=NOW_S + 3)).tolist() == [False, True, False]
 
 
 def test_concurrency_detector() -> None:
