@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-Field = tuple[bytes, bytes]
+from epp.extproc.hpack import Field
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")

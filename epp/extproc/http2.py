@@ -18,7 +18,8 @@ from urllib.parse import quote
 import msgspec
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 
-from epp.extproc.calls import Call, Field, Malformed, read_call, read_trailers
+from epp.extproc.calls import Call, Malformed, read_call, read_trailers
+from epp.extproc.hpack import Field, HpackError, StatelessDecoder, TooLarge
 
 MIB = 1 << 20
 DEFAULT_FRAME = 16_384
@@ -211,6 +212,7 @@ class Connection:
         self._failed = False
 
         self._decoder = Decoder(max_header_list_size=limits.max_header_list_bytes)
+        self._stateless_decoder = StatelessDecoder(limits.max_header_list_bytes)
         self._stateless = False
         self._remembered: dict[bytes, Call] = {}
         self._block: bytearray | None = None
@@ -579,12 +581,14 @@ class Connection:
 
     def _decode(self, block: bytes) -> Iterable[Field]:
         try:
+            if self._stateless and self._limits.header_table_bytes == 0:
+                return self._stateless_decoder.decode(block)
             headers = self._decoder.decode(block, raw=True)
             self._stateless = self._decoder.header_table_size == 0
             return headers
-        except OversizedHeaderListError:
+        except (OversizedHeaderListError, TooLarge):
             raise _ConnectionError(Code.ENHANCE_YOUR_CALM, "header list too large") from None
-        except HPACKError as error:
+        except (HPACKError, HpackError) as error:
             raise _ConnectionError(Code.COMPRESSION_ERROR, str(error)) from None
 
     def _read_block(self, stream_id: int, block: bytes) -> Call:
