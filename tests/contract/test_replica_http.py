@@ -219,11 +219,10 @@ async def test_adapters_come_and_go(peer: Peer) -> None:
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_a_client_that_leaves_frees_its_memory(peer: Peer, streamed: bool) -> None:
     body = chat("hello", max_tokens=10_000, stream=streamed)
-    async with aiohttp.ClientSession() as client:
-        request = asyncio.create_task(client.post(f"{peer.url}/v1/chat/completions", json=body))
-        await peer.until("vllm:num_requests_running", 1.0)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
+    request = asyncio.create_task(peer.post("/v1/chat/completions", body))
+    await peer.until("vllm:num_requests_running", 1.0)
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
     await peer.until("vllm:num_requests_running", 0.0)
     metrics = await peer.metrics()
     assert metrics["vllm:kv_cache_usage_perc"] == 0
