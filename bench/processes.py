@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -30,11 +31,23 @@ class StartError(Exception):
     """A process did not come up. The message says which, why as far as its own output tells, and what to do."""
 
 
+_PORTS = range(12_000, 32_000)
+"""Below what Linux hands out by itself (32768 on), so that no outgoing connection takes a port before its server does."""
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A TCP port on loopback that nobody listens on right now, and that this process has not been given before."""
+    while True:
+        port = random.choice(_PORTS)
+        if port in _given:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given.add(port)
         return port
 
 

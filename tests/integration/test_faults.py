@@ -17,7 +17,7 @@ from tests.integration.conftest import CHAT, FULL_DUPLEX, LEAN, Answer, Scene, a
 from tests.integration.test_body_modes import read_until, wait_for
 
 STREAM = {**CHAT, "stream": True}
-RANKED = str(Path(__file__).resolve().parents[2] / "config" / "envoy-lean.yaml")
+RANKED = str(Path(__file__).resolve().parents[2] / "config" / "ranked.yaml")
 
 
 def failing(allow: bool) -> Callable[[dict[str, Any]], None]:
@@ -30,7 +30,8 @@ def failing(allow: bool) -> Callable[[dict[str, Any]], None]:
 
 
 def started(scene: Scene, source: Path = LEAN, *, allow: bool = True) -> Scene:
-    scene.start_picker(f"--config-file={RANKED}")
+    # ORIGINAL_DST takes one address: a list is for the cluster of lean.yaml.
+    scene.start_picker(*[f"--config-file={RANKED}"] * (source is LEAN))
     scene.start_envoy(source, failing(allow))
     return scene
 

@@ -19,7 +19,7 @@ from tests.integration.conftest import Answer, ask
 pytestmark = pytest.mark.vllm
 
 HOME = ROOT / ".cache" / "vllm"
-CONFIG = ROOT / "config" / "envoy-lean.yaml"
+CONFIG = ROOT / "config" / "ranked.yaml"
 
 
 class Server(msgspec.Struct):
