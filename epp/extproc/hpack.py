@@ -1,7 +1,7 @@
 """HPACK (RFC 7541) for a decoder that announced a table of size 0: each field then means the same wherever it stands.
 
-So a field is remembered by its bytes, and only values that change from call to call, such as trace ids, are decoded: 8 µs
-for Envoy's block with a fresh `traceparent`, where a general decoder takes 90 µs.
+So a field is remembered by its bytes, and only values that change from call to call, such as trace ids, are decoded: 28 µs
+for Envoy's block with a fresh `traceparent`, where the general decoder took 131 µs in the same run.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ _STEPS: dict[int, tuple[bytes, int, bool]] = {}
 
 
 def unhuffman(data: bytes) -> bytes:
-    """Decode a Huffman string (section 5.2) a byte at a time: 4 µs for 39 bytes. Raises HpackError."""
+    """Decode a Huffman string (section 5.2) a byte at a time. Raises HpackError."""
     steps = _STEPS
     state = 0
     complete = True

@@ -24,11 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """Counts of one server: open now, and calls since the start."""
+    """One server now: open connections and streams, calls since the start, bytes of replies that clients have not taken."""
 
     connections: int
     streams: int
     calls: int
+    waiting_bytes: int
 
 
 class Http2Server:
@@ -85,7 +86,12 @@ class Http2Server:
             await self._gone(LINGER_S)
 
     def statistics(self) -> Statistics:
-        return Statistics(len(self.links), sum(link.open_streams for link in self.links), self.calls)
+        return Statistics(
+            connections=len(self.links),
+            streams=sum(link.open_streams for link in self.links),
+            calls=self.calls,
+            waiting_bytes=sum(link.waiting_bytes for link in self.links),
+        )
 
     def left(self, link: _Link) -> None:
         self.links.discard(link)
@@ -202,6 +208,10 @@ class _Link(asyncio.Protocol):
     @property
     def open_streams(self) -> int:
         return self._http2.open_streams
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._http2.queued_bytes + self._transport.get_write_buffer_size()
 
     def drain(self) -> None:
         self._http2.drain()

@@ -7,7 +7,7 @@ import ipaddress
 import os
 import ssl
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grpc
@@ -165,6 +165,10 @@ class CertificateFollower:
         self._directory = directory
         self._served = served
 
+    @property
+    def served(self) -> Identity:
+        return self._served
+
     def look(self) -> bool:
         """True when a new identity is served from now on. Raises TlsError when what is there cannot be used; the last good
         one stays."""
@@ -176,9 +180,15 @@ class CertificateFollower:
         return True
 
 
-def grpc_credentials(identity: Identity, client_ca: Path | None = None) -> grpc.ServerCredentials:
-    """The same identity for `AioServer`."""
-    roots = client_ca.read_bytes() if client_ca is not None else None
-    return grpc.ssl_server_credentials(
-        [(identity.key, identity.certificate)], root_certificates=roots, require_client_auth=roots is not None
-    )
+def grpc_credentials(served: Callable[[], Identity], client_ca: Path | None = None) -> grpc.ServerCredentials:
+    """Credentials for `AioServer`; `served` is asked at each handshake, from a thread of gRPC's. Raises TlsError."""
+    try:
+        roots = client_ca.read_bytes() if client_ca is not None else None
+    except OSError as error:
+        raise TlsError(f"cannot read the client CA: {error}") from error
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        identity = served()
+        return grpc.ssl_server_certificate_configuration([(identity.key, identity.certificate)], roots)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, roots is not None)
