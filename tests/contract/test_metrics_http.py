@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import http.client
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from epp.extproc import tls
 from epp.observe import http as observation
 from epp.observe.http import TEXT, Answer, ObservationServer
 from tests.unit.test_metrics_exposition import OPENMETRICS, exposition
@@ -219,6 +222,23 @@ async def test_closing_ends_idle_connections_and_frees_the_port() -> None:
     await writer.wait_closed()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_over_tls_it_is_http_1_whatever_the_client_offers() -> None:
+    identity = tls.self_signed(datetime.datetime.now(datetime.UTC))
+    client = ssl.create_default_context(cadata=identity.certificate.decode())
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    server = ObservationServer(exposition().pieces, lambda: True)
+    port = await server.start("127.0.0.1", 0, tls.server_context(identity))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname="localhost")
+    negotiated = writer.get_extra_info("ssl_object").selected_alpn_protocol()
+    writer.write(get("/healthz", "connection: close"))
+    said = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await writer.wait_closed()
+    await server.close()
+    assert negotiated == "http/1.1"
+    assert said.startswith(b"HTTP/1.1 200 OK")
 
 
 async def test_the_standard_librarys_client_is_served() -> None:
