@@ -295,18 +295,18 @@ class _Loader:
                     path = f"{entry.name.path.rpartition('.')[0]}.parameters"
                     self._problems.add(entry.name.line, path, f"there is no plugin {name!r} of type {wanted}")
 
-    def _resolve(self, reference: Placed, kinds: Iterable[Kind]) -> _Entry | None:
-        """The plugin that is meant, or None with a problem added."""
+    def _resolve(self, reference: Placed, kinds: tuple[Kind, ...], also: Iterable[str] = ()) -> _Entry | None:
+        """The plugin that is meant, or None with a problem added, which suggests plugins of `kinds` and the names `also`."""
         entry = self._entries.get(reference.text)
-        wanted = tuple(kinds)
         if entry is None:
             if reference.text not in self._broken:
-                told = f"no plugin is named {reference.text!r}; {suggestion(reference.text, self._entries)}"
+                usable = [name for name, known in self._entries.items() if set(kinds) & set(known.type.kinds)]
+                told = f"no plugin is named {reference.text!r}; {suggestion(reference.text, [*usable, *also])}"
                 self._problems.add(reference.line, reference.path, told)
             return None
-        if not set(wanted) & set(entry.type.kinds):
+        if not set(kinds) & set(entry.type.kinds):
             is_a = " and ".join(kind.value for kind in entry.type.kinds)
-            told = f"{reference.text} is a {is_a}; here a {' or '.join(kind.value for kind in wanted)} is wanted"
+            told = f"{reference.text} is a {is_a}; here a {' or '.join(kind.value for kind in kinds)} is wanted"
             self._problems.add(reference.line, reference.path, told)
             return None
         return entry
@@ -449,9 +449,10 @@ class _Loader:
     def _policy(self, reference: Placed | None, kind: Kind) -> None:
         if reference is None:
             return
-        default = BUILT_IN.get(reference.text)
-        if reference.text in self._entries or default is None or kind not in default.kinds:
-            self._resolve(reference, (kind,))
+        # A policy type needs no entry among the plugins to be used as it is.
+        as_is = [name for name, known in BUILT_IN.items() if kind in known.kinds]
+        if reference.text in self._entries or reference.text not in as_is:
+            self._resolve(reference, (kind,), as_is)
 
     def _data_layer(self) -> tuple[parts.MetricsSettings | None, parts.ExtractorSettings]:
         new, old = self._file.data_layer, self._file.data

@@ -84,4 +84,6 @@ def spoken(node: yaml.Node) -> str:
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
         return "a list"
-    return "nothing" if is_null(node) else repr(node.value)
+    if is_null(node):
+        return "nothing"
+    return repr(node.value) if node.tag == "tag:yaml.org,2002:str" else str(node.value)
