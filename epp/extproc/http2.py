@@ -13,7 +13,6 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
-from urllib.parse import quote
 
 import msgspec
 from hpack import Decoder, HPACKError, OversizedHeaderListError
@@ -153,7 +152,6 @@ _PAIR = struct.Struct(">LL")
 _RESPONSE = b"\x88" + b"\x0f\x10\x10application/grpc"
 _STATUS_OK = b"\x00\x0bgrpc-status\x010"
 _ACCEPTED_ENCODINGS = b"\x00\x14grpc-accept-encoding\x0didentity,gzip"
-_PLAIN_IN_STATUS = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _EMPTY_HEADER_TABLE = b"\x20"
 _NOT_GRPC = b"This port speaks gRPC (HTTP/2 with content-type application/grpc).\n"
 _NOT_GRPC_BLOCK = b"\x08\x03415" + b"\x0f\x10\x0atext/plain"
@@ -969,11 +967,14 @@ def _status_block(status: int, message: str) -> bytes:
     """Trailers for `status`; the message is percent-encoded as gRPC asks, and cut at 1,000 characters."""
     block = _literal(b"grpc-status", b"%d" % status)
     if message:
-        text = quote(message[:1000], safe=_PLAIN_IN_STATUS).encode()
-        block += _literal(b"grpc-message", text)
+        block += _literal(b"grpc-message", b"".join(map(_percent, message[:1000].encode())))
     if status == Status.UNIMPLEMENTED:
         block += _ACCEPTED_ENCODINGS
     return block
+
+
+def _percent(octet: int) -> bytes:
+    return b"%c" % octet if 0x20 <= octet <= 0x7E and octet != 0x25 else b"%%%02X" % octet
 
 
 def _literal(name: bytes, value: bytes) -> bytes:
