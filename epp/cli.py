@@ -1,0 +1,649 @@
+"""The command line: `epp run` and what helps to write a configuration."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from epp import configuration, settings
+from epp.configuration.notation import parse_duration, parse_quantity
+from epp.configuration.problems import suggestion
+from epp.discovery.source import DiscoveryError
+from epp.discovery.static import parse_endpoint
+from epp.observe.logs import level_named, level_of
+from epp.settings import Settings
+
+WIDTH = 100
+"""Columns of help texts, where the terminal has them."""
+
+GROUPS = ("Serving", "Pool and endpoints", "Configuration", "Signals", "TLS", "Observability", "Compatibility")
+
+_TRUE = ("1", "t", "true")
+_FALSE = ("0", "f", "false")
+
+
+class _Parsed(click.ParamType[Any]):
+    """What a function reads that raises ValueError with a message for the operator."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _switch(text: str) -> bool:
+    """As Go's flags read it."""
+    if text.lower() in _TRUE + _FALSE:
+        return text.lower() in _TRUE
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+def _size(text: str) -> int | None:
+    """`10MiB`, `25MB`, `4Mi` or bytes; nothing for the default."""
+    return parse_quantity(re.sub("K(?!i)", "k", text.removesuffix("B"))) if text else None
+
+
+def _path(text: str) -> Path | None:
+    """A template that renders an empty value means the default, not the working directory."""
+    return Path(text) if text else None
+
+
+def _endpoint(text: str) -> str:
+    try:
+        return parse_endpoint(text).destination
+    except DiscoveryError as error:
+        raise ValueError(str(error)) from None
+
+
+def _metrics_port(text: str) -> int | None:
+    """0 is the endpoint's own port, as in the Go picker."""
+    if text.isdecimal() and int(text) < 65536:
+        return int(text) or None
+    raise ValueError(f"{text!r} is no port in 1..65535")
+
+
+BOOL = _Parsed("BOOL", _switch)
+DURATION = _Parsed("DURATION", parse_duration)
+SIZE = _Parsed("SIZE", _size)
+ENDPOINT = _Parsed("HOST:PORT", _endpoint)
+PORT = click.IntRange(0, 65535)
+PATH = _Parsed("PATH", _path)
+LEVEL = _Parsed("LEVEL", level_named)
+TEXT = click.STRING
+
+
+class Flag(click.Option):
+    """One flag of `epp run`: its help, its group, and the field of `Settings` that it sets.
+
+    `shown` is the default in words. `inert` says why the flag has no effect; `quiet` is the value that asks for none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        group: str,
+        field: str,
+        kind: click.ParamType[Any],
+        text: str,
+        *,
+        metavar: str | None = None,
+        shown: str = "",
+        inert: str = "",
+        quiet: object = None,
+        repeated: bool = False,
+        aliases: Sequence[str] = (),
+    ) -> None:
+        assert group in GROUPS
+        switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if kind is BOOL else {}
+        super().__init__(
+            [*aliases, f"--{name}", f"flag_{name.replace('-', '_')}"],
+            type=kind,
+            help=text,
+            metavar=metavar,
+            multiple=repeated,
+            **switch,
+        )
+        self.flag = f"--{name}"
+        self.group = group
+        self.field = field
+        self.shown = shown
+        self.inert = inert
+        self.quiet = quiet
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        default = f" (default {self.shown})" if self.shown else ""
+        reason = f": {self.inert}." if self.inert else ""
+        return f"{', '.join(self.opts)} {self.make_metavar(ctx)}", f"{self.help}{reason}{default}"
+
+    def notice(self, value: object) -> str | None:
+        """What to say at the start about `value` having been given."""
+        if not self.inert or value == self.quiet:
+            return None
+        return f"{self.flag}: accepted, has no effect yet: {self.inert}"
+
+
+def _choice(*names: str) -> click.Choice[str]:
+    return click.Choice(names)
+
+
+_NO_KUBERNETES = "endpoints come from --endpoint or a file"
+_OPEN = "whoever reaches the port may read them, unless --metrics-client-ca-file is set"
+
+FLAGS = (
+    Flag("grpc-port", "Serving", "grpc_port", PORT, "Port of ext_proc.", metavar="PORT", shown="9002"),
+    Flag(
+        "grpc-health-port",
+        "Serving",
+        "grpc_health_port",
+        PORT,
+        "Port of gRPC health checks.",
+        metavar="PORT",
+        shown="9003",
+    ),
+    Flag(
+        "metrics-port",
+        "Serving",
+        "metrics_port",
+        PORT,
+        "Port of /metrics, /healthz and /readyz.",
+        metavar="PORT",
+        shown="9090",
+    ),
+    Flag("host", "Serving", "host", TEXT, "Address to listen on.", metavar="ADDRESS", shown="all, IPv4 and IPv6"),
+    Flag(
+        "transport",
+        "Serving",
+        "transport",
+        _choice("http2", "grpc.aio"),
+        "Server of ext_proc: our own, or the reference one at about ten times the CPU per request.",
+        shown="http2",
+    ),
+    Flag(
+        "drain-timeout",
+        "Serving",
+        "drain_timeout_s",
+        DURATION,
+        "How long requests in flight may go on after SIGTERM.",
+        shown="30s",
+    ),
+    Flag(
+        "grpc-max-recv-msg-size",
+        "Serving",
+        "max_message_bytes",
+        SIZE,
+        "Largest gRPC message taken, such as 10MiB; at least Envoy's buffer limit.",
+        shown="64MiB",
+    ),
+    Flag(
+        "health-checking",
+        "Serving",
+        "health_checking",
+        BOOL,
+        "Answer gRPC health checks on the port of ext_proc as well.",
+        shown="false",
+    ),
+    Flag(
+        "default-body-mode",
+        "Serving",
+        "default_body_mode",
+        _choice("full-duplex", "streamed", "buffered", "lean"),
+        "Body modes to expect of an Envoy that does not announce them. lean is BUFFERED_PARTIAL for requests and NONE for "
+        "answers.",
+        shown="full-duplex",
+    ),
+    Flag(
+        "look-share",
+        "Serving",
+        "look_share",
+        click.FloatRange(0, 1),
+        "Share of answers whose body is asked for in lean mode, to learn tokens and times from. Needs allow_mode_override in "
+        "Envoy.",
+        metavar="0..1",
+        shown="0.01",
+    ),
+    Flag("seed", "Serving", "seed", click.INT, "Make every random choice repeatable.", metavar="N"),
+    Flag(
+        "endpoint",
+        "Pool and endpoints",
+        "endpoints",
+        ENDPOINT,
+        "A model server. Give it once for each.",
+        repeated=True,
+    ),
+    Flag(
+        "pool-name",
+        "Pool and endpoints",
+        "pool_name",
+        TEXT,
+        "Name of the pool in metrics.",
+        metavar="NAME",
+        shown="epp",
+    ),
+    Flag(
+        "pool-namespace",
+        "Pool and endpoints",
+        "pool_namespace",
+        TEXT,
+        "Namespace of the pool.",
+        metavar="NAME",
+        shown="$NAMESPACE, else default",
+    ),
+    Flag(
+        "envoy-eds-file",
+        "Pool and endpoints",
+        "envoy_eds_file",
+        PATH,
+        "Keep the endpoints in this file for Envoy's EDS to watch. It is replaced whole at each change.",
+        metavar="PATH",
+    ),
+    Flag(
+        "disable-endpoint-subset-filter",
+        "Pool and endpoints",
+        "ignore_subset",
+        BOOL,
+        "Pass over the gateway's hint which endpoints may serve a request.",
+        shown="false",
+    ),
+    Flag(
+        "emit-endpoint-scores",
+        "Pool and endpoints",
+        "emit_endpoint_scores",
+        BOOL,
+        "Put every candidate's score into the answer's dynamic metadata, for access logs.",
+        shown="false",
+    ),
+    Flag(
+        "config-file",
+        "Configuration",
+        "config_file",
+        PATH,
+        "EndpointPickerConfig to follow; epp check tells whether it is sound.",
+        metavar="PATH",
+        shown="built in: prefix 3, queue 2, KV memory 2, LoRA 1",
+    ),
+    Flag("config-text", "Configuration", "config_text", TEXT, "The same as text instead of a file.", metavar="YAML"),
+    Flag(
+        "refresh-metrics-interval",
+        "Signals",
+        "refresh_metrics_interval_s",
+        DURATION,
+        "How often each model server's metrics page is read, at least 50ms. The Go picker's default is 50ms, which costs it "
+        "0.34 cores at 8 servers; here the own account of requests in flight bridges the time between.",
+        shown="1s",
+    ),
+    Flag(
+        "metrics-staleness-threshold",
+        "Signals",
+        "metrics_staleness_threshold_s",
+        DURATION,
+        "Age from which a server's page no longer counts in the pool's averages and ready endpoints.",
+        shown="2s",
+    ),
+    Flag(
+        "model-server-metrics-port",
+        "Signals",
+        "model_server_metrics_port",
+        _Parsed("PORT", _metrics_port),
+        "Port of every server's metrics page.",
+        shown="the endpoint's",
+    ),
+    Flag(
+        "model-server-metrics-path",
+        "Signals",
+        "model_server_metrics_path",
+        TEXT,
+        "Path of every server's metrics page.",
+        metavar="PATH",
+        shown="/metrics",
+    ),
+    Flag(
+        "model-server-metrics-scheme",
+        "Signals",
+        "model_server_metrics_scheme",
+        _choice("http", "https"),
+        "How metrics pages are fetched.",
+        shown="http",
+    ),
+    Flag(
+        "model-server-metrics-https-insecure-skip-verify",
+        "Signals",
+        "model_server_metrics_insecure",
+        BOOL,
+        "Trust any certificate of a metrics page.",
+        shown="true",
+    ),
+    *(
+        Flag(
+            name,
+            "Signals",
+            field,
+            TEXT,
+            f'Metric of {what}: NAME or NAME{{LABEL=VALUE}}, "" for none.',
+            metavar="SPEC",
+            shown="by engine",
+        )
+        for name, field, what in (
+            ("total-queued-requests-metric", "queued_requests_spec", "requests waiting"),
+            ("total-running-requests-metric", "running_requests_spec", "requests running"),
+            ("kv-cache-usage-percentage-metric", "kv_usage_spec", "KV memory in use, 0 to 1"),
+            ("lora-info-metric", "lora_spec", "LoRA adapters"),
+            ("cache-info-metric", "cache_info_spec", "the KV cache's size"),
+        )
+    ),
+    Flag("secure-serving", "TLS", "secure_serving", BOOL, "Serve ext_proc over TLS.", shown="true"),
+    Flag(
+        "cert-path",
+        "TLS",
+        "cert_path",
+        PATH,
+        "Directory with tls.crt and tls.key.",
+        metavar="DIR",
+        shown="a certificate made at the start",
+    ),
+    Flag("enable-cert-reload", "TLS", "enable_cert_reload", BOOL, "Follow changes of --cert-path.", shown="false"),
+    Flag(
+        "tls-min-version",
+        "TLS",
+        "tls_min_version",
+        _choice("VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"),
+        "Oldest TLS version taken.",
+        metavar="VERSION",
+        shown="VersionTLS12",
+    ),
+    Flag(
+        "tls-cipher-suites",
+        "TLS",
+        "tls_cipher_suites",
+        TEXT,
+        "Cipher suites up to TLS 1.2, by Go's names.",
+        metavar="NAME,...",
+        shown="OpenSSL's",
+        repeated=True,
+    ),
+    Flag(
+        "metrics-cert-dir",
+        "TLS",
+        "metrics_cert_dir",
+        PATH,
+        "Serve the metrics port over TLS with tls.crt and tls.key of this directory.",
+        metavar="DIR",
+        shown="plain HTTP",
+    ),
+    Flag(
+        "metrics-client-ca-file",
+        "TLS",
+        "metrics_client_ca_file",
+        PATH,
+        "Ask clients of the metrics port for a certificate signed by this authority.",
+        metavar="PATH",
+    ),
+    Flag(
+        "v",
+        "Observability",
+        "verbosity",
+        click.IntRange(0),
+        "Verbosity of the log: 2 default, 3 verbose, 4 debug with a line per decision, 5 trace.",
+        metavar="N",
+        shown="2",
+        aliases=("-v",),
+    ),
+    Flag(
+        "zap-encoder",
+        "Observability",
+        "log_encoder",
+        _choice("json", "console"),
+        "Form of the log's lines.",
+        shown="console",
+        aliases=("--log-format",),
+    ),
+    Flag(
+        "zap-log-level",
+        "Observability",
+        "log_level",
+        LEVEL,
+        "Level of the log by name (debug, info, warn, error, panic) or as for -v; goes before -v.",
+    ),
+    Flag(
+        "zap-time-encoding",
+        "Observability",
+        "log_time_encoding",
+        _choice("epoch", "millis", "nano", "iso8601", "rfc3339", "rfc3339nano"),
+        "Form of the log's times.",
+        metavar="FORM",
+        shown="rfc3339",
+    ),
+    *(
+        Flag(name, "Compatibility", "", kind, text, metavar=metavar, inert=inert, quiet=quiet, repeated=repeated)
+        for name, kind, metavar, text, inert, quiet, repeated in (
+            ("pool-group", TEXT, "GROUP", "API group of the pool", _NO_KUBERNETES, None, False),
+            ("endpoint-selector", TEXT, "LABELS", "Labels of the pods", _NO_KUBERNETES, "", False),
+            ("endpoint-target-ports", TEXT, "PORT,...", "Ports of the pods", _NO_KUBERNETES, None, True),
+            ("ha-enable-leader-election", BOOL, None, "Leader election", "replicas are all ready", False, False),
+            ("metrics-endpoint-auth", BOOL, None, "Let Kubernetes decide who reads metrics", _OPEN, False, False),
+            ("tracing", BOOL, None, "Spans", "none are made", False, False),
+            ("enable-pprof", BOOL, None, "Go's profiler", "this is no Go program", False, False),
+            ("enable-grpc-stream-metrics", BOOL, None, "Metrics of gRPC streams", "there are none", False, False),
+            ("grpc-max-send-msg-size", SIZE, None, "Largest gRPC message sent", "it is about 64 KiB", None, False),
+            (
+                "refresh-prometheus-metrics-interval",
+                DURATION,
+                None,
+                "How often gauges are computed",
+                "it is whenever they are read",
+                None,
+                False,
+            ),
+            ("allow-experimental-plugins", BOOL, None, "Plugins not yet stable", "all may be used", False, False),
+            ("zap-devel", BOOL, None, "Presets of the log", "--zap-encoder and -v say the same", None, False),
+            (
+                "zap-stacktrace-level",
+                TEXT,
+                "LEVEL",
+                "Least level with stack traces",
+                "exceptions have one",
+                None,
+                False,
+            ),
+        )
+    ),
+)
+
+
+class RunCommand(click.Command):
+    """`epp run`: flags as Go programs take them, and a help text by group."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, go_style(args))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for group in GROUPS:
+            records = [flag.get_help_record(ctx) for flag in FLAGS if flag.group == group]
+            title = "Compatibility (accepted, without effect yet)" if group == "Compatibility" else group
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=34)
+
+
+_KNOWN = frozenset(option for flag in FLAGS for option in flag.opts)
+
+
+def go_style(args: Iterable[str]) -> list[str]:
+    """`args` as click takes them: Go's flags may have one dash and camelCase names, and `-v=4` is `-v 4`."""
+    return [part for arg in args for part in _go_style(arg)]
+
+
+def _go_style(arg: str) -> list[str]:
+    match = re.fullmatch(r"--?([A-Za-z][\w-]*)(=.*)?", arg, re.DOTALL)
+    if match is None:
+        return [arg]
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", match[1]).lower()
+    value = match[2] or ""
+    if name == "v":
+        return ["--v" + value]
+    return [f"--{name}{value}"] if f"--{name}" in _KNOWN else [arg]
+
+
+def settings_of(given: dict[str, Any], environment: dict[str, str]) -> Settings:
+    """Settings of what click read, by parameter name. Raises ValueError."""
+    fields: dict[str, object] = {}
+    notices = []
+    for flag in FLAGS:
+        assert flag.name is not None
+        value = given[flag.name]
+        if value is None or (flag.multiple and not value) or (value == "" and not flag.field.endswith("_spec")):
+            continue
+        if flag.inert:
+            notices.append(flag.notice(value))
+        else:
+            fields[flag.field] = value
+    verbosity = fields.pop("verbosity", None)
+    if isinstance(verbosity, int):
+        fields.setdefault("log_level", level_of(verbosity))
+    suites = fields.get("tls_cipher_suites")
+    if isinstance(suites, tuple):
+        fields["tls_cipher_suites"] = tuple(name for part in suites for name in part.split(",") if name)
+    fields["notices"] = tuple(notice for notice in notices if notice)
+    return settings.from_flags(fields, environment)
+
+
+@click.group(context_settings={"max_content_width": WIDTH, "help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Endpoint picker for LLM inference behind Envoy."""
+
+
+@cli.command(cls=RunCommand, params=list(FLAGS), options_metavar="[FLAGS]", short_help="Answer Envoy until SIGTERM.")
+def run(**given: Any) -> None:
+    """Answer Envoy's external processing calls until SIGTERM.
+
+    Flags are those of the Go endpoint picker and a few of our own. A flag may have one dash or two and its value after a
+    space or =; a BOOL may stand alone for true. A DURATION is 50ms, 30s or 1m30s. Port 0 is any free port.
+    """
+    try:
+        found = settings_of(given, dict(os.environ))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    # Imported late: epp check and the help need none of it.
+    from epp import app
+
+    sys.exit(app.run(found))
+
+
+@cli.command(short_help="Tell whether configuration files are sound.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+def check(files: tuple[str, ...]) -> None:
+    """Read EndpointPickerConfig files as epp run would, and name every mistake by line.
+
+    - is standard input. Exits with 1 where a file has a mistake.
+    """
+    sound = [_check(file) for file in files]
+    sys.exit(0 if all(sound) else 1)
+
+
+def _check(file: str) -> bool:
+    name = "standard input" if file == "-" else file
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        loaded = configuration.load(text, name)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        click.echo(f"{name}: cannot be read: {reason}", err=True)
+        return False
+    except configuration.ConfigurationError as error:
+        click.echo(str(error), err=True)
+        return False
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{name}: ok")
+    return True
+
+
+@cli.command(short_help="List the plugins that a configuration can name.")
+@click.argument("type_name", metavar="[TYPE]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def plugins(type_name: str | None, as_json: bool) -> None:
+    """List plugin types by kind, or describe one with its parameters."""
+    known = configuration.describe()
+    if type_name is not None:
+        known = tuple(one for one in known if one.type == type_name)
+        if not known:
+            names = [one.type for one in configuration.describe()]
+            raise click.BadParameter(f"there is no plugin type {type_name}; {suggestion(type_name, names)}")
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(known), indent=2))
+    elif type_name is not None:
+        click.echo(_described(known[0]))
+    else:
+        click.echo(_listed(known))
+
+
+def _listed(known: Sequence[configuration.Description]) -> str:
+    lines = []
+    for kind, group in groupby(known, key=lambda one: one.kinds[:1]):
+        members = tuple(group)
+        width = max(len(one.type) for one in members) + 4
+        lines += ["", f"{kind[0] if kind else 'unusable'}:"]
+        for one in members:
+            lines += _columns(f"  {one.type}", one.purpose, width)
+            if one.parameters:
+                lines += _columns("", "; ".join(map(_briefly, one.parameters)), width)
+    return "\n".join(lines[1:])
+
+
+def _briefly(parameter: configuration.ParameterDescription) -> str:
+    if parameter.required:
+        return f"{parameter.name} (required)"
+    return f"{parameter.name} = {parameter.default}" if parameter.default else parameter.name
+
+
+def _described(one: configuration.Description) -> str:
+    lines = [f"{one.type} ({', '.join(one.kinds)})", "", *textwrap.wrap(one.purpose, WIDTH)]
+    if not one.parameters:
+        return "\n".join([*lines, "", "No parameters."])
+    width = max(len(parameter.name) for parameter in one.parameters) + 4
+    lines += ["", "parameters:"]
+    for parameter in one.parameters:
+        default = ", required" if parameter.required else f", default {parameter.default}" if parameter.default else ""
+        lines += _columns(f"  {parameter.name}", f"{parameter.accepts}{default}", width)
+    return "\n".join(lines)
+
+
+def _columns(first: str, second: str, width: int) -> list[str]:
+    indent = " " * width
+    lines = textwrap.wrap(
+        second, WIDTH, initial_indent=first.ljust(width), subsequent_indent=indent, break_on_hyphens=False
+    )
+    return lines or [first]
+
+
+@cli.command(short_help="Print the JSON schema of configuration files.")
+def schema() -> None:
+    """Print the JSON schema of EndpointPickerConfig, for editors and pipelines."""
+    click.echo(configuration.render_schema(), nl=False)
+
+
+@cli.command(name="version", short_help="Print the version.")
+def print_version() -> None:
+    """Print the version, and that of Python."""
+    click.echo(f"epp {importlib.metadata.version('epp')} (Python {platform.python_version()})")
+
+
+def main() -> None:
+    """The console script. Exits with 0 when all is well, 1 when a problem was found, 2 for wrong usage."""
+    cli(prog_name="epp")
