@@ -54,6 +54,9 @@ NAMES_MODEL = frozenset({Kind.CHAT, Kind.COMPLETIONS, Kind.RESPONSES, Kind.MESSA
 COMPUTES_NOTHING = frozenset({Kind.COUNT_TOKENS, Kind.TOKENIZE, Kind.RENDER, Kind.CONVERSATIONS})
 """Kinds that a server answers without its accelerator: they carry text, but no prompt that costs or fills a cache."""
 
+_END_CHARS = 200
+"""How much of a path is looked at, and remembered with its kind."""
+
 PATH_HEADERS = (":path", "x-original-path", "x-forwarded-path")
 
 
@@ -65,7 +68,7 @@ def kind_of(headers: Mapping[str, str]) -> Kind | None:
     for name in PATH_HEADERS:
         path = headers.get(name)
         if path:
-            return _by_path(path.partition("?")[0])
+            return _by_path(path.partition("?")[0][-_END_CHARS:])
     return None
 
 

@@ -279,14 +279,12 @@ def _limit(*raws: Raw) -> int | None:
     """The last of `raws` that is a whole number, not negative; a number in a string counts as one."""
     for raw in reversed(raws):
         if raw is not NOTHING:
-            text = _limit_text(bytes(raw))
+            text = bytes(raw)
+            if not text.isdigit():
+                text = text.strip(b'"').removesuffix(b".0")
             if text.isdigit() and len(text) < 19:
                 return int(text)
     return None
-
-
-def _limit_text(raw: bytes) -> bytes:
-    return raw.strip(b'"').removesuffix(b".0")
 
 
 def _sampling_limit(raw: bytes) -> int | None:

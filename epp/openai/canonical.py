@@ -1,7 +1,7 @@
 """Prompt bytes: the part of a request body that decides which tokens a server computes, in the order it does.
 
 The bytes are those of the body's own JSON strings, escapes and quotes included, without ever making a `str` of them:
-0.8 µs per KB where decoding and encoding take 2. A JSON string has one shortest spelling; `\\uXXXX` for a character that
+0.9 µs per KB, of which 0.6 are the JSON scan itself, where decoding and encoding take 2 to 3. A JSON string has one shortest spelling; `\\uXXXX` for a character that
 needs none is the one difference in use between clients (Python's `json` escapes, others do not), and strings that
 have it are spelled anew. So the same text gives the same bytes whoever sent it.
 
@@ -27,10 +27,10 @@ NOTHING = Raw()
 _NULL = b"null"
 _QUOTE = ord('"')
 _SEPARATOR = b"\n"
-_ESCAPE = b"\\u"
 _ESCAPE_16 = np.array(0x755C, dtype="<u2")  # "\u" as one little-endian number
 _find_escape = re.compile(rb"\\u").search
-_VECTOR_BYTES = 32_768
+_VECTOR_BYTES = 8_192  # from here on numpy finds it faster
+_CHUNK_PAIRS = 32_768
 
 
 class Part(Struct, gc=False):
@@ -260,8 +260,8 @@ def _has_escape(text: bytes) -> bool:
     even = np.frombuffer(text, "<u2", len(text) // 2)
     odd = np.frombuffer(text, "<u2", (len(text) - 1) // 2, 1)
     # In pieces that fit the cache: temporaries as long as the text cost more in page faults than the search does.
-    for start in range(0, len(even), _VECTOR_BYTES):
-        piece = slice(start, start + _VECTOR_BYTES)
+    for start in range(0, len(even), _CHUNK_PAIRS):
+        piece = slice(start, start + _CHUNK_PAIRS)
         if np.count_nonzero(even[piece] == _ESCAPE_16) or np.count_nonzero(odd[piece] == _ESCAPE_16):
             return True
     return False
@@ -269,7 +269,7 @@ def _has_escape(text: bytes) -> bool:
 
 def _shortest(piece: bytes) -> bytes:
     """A JSON string in its shortest spelling where it may have another; anything else as it is."""
-    if piece[:1] != b'"' or _ESCAPE not in piece:
+    if piece[:1] != b'"' or _find_escape(piece) is None:
         return piece
     try:
         return _encode(_decode_string(piece))

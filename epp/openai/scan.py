@@ -30,7 +30,7 @@ def mend(cut: bytes) -> bytes:
     The result starts with bytes of `cut` and ends with the quote and brackets that are missing. A number or literal
     at the very end, a key without its value, and half a character or escape are left out. So is a string value of the
     outermost object that has no end, unless it is prompt text: half a model name is no model name.
-    What is not JSON comes out as something that is not JSON either. 5 ms for 2 MiB of chat.
+    What is not JSON comes out as something that is not JSON either. 2.5 ms for 2 MiB of chat.
     """
     octets = np.frombuffer(cut, np.uint8)
     quotes = _quotes(octets)

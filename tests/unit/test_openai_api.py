@@ -32,6 +32,7 @@ PATHS = {
     "/v1/images/generations": Kind.IMAGES,
     "/inference/v1/generate": Kind.GENERATE,
     "/generate": Kind.GENERATE,
+    "/" + "x" * 70_000 + "/v1/chat/completions?" + "y" * 1_000: Kind.CHAT,
     "/": Kind.OPAQUE,
     "/v1/models": Kind.OPAQUE,
     "/health": Kind.OPAQUE,
@@ -44,7 +45,7 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize(("path", "kind"), PATHS.items())
+@pytest.mark.parametrize(("path", "kind"), PATHS.items(), ids=[path[-40:] for path in PATHS])
 def test_path_decides(path: str, kind: Kind) -> None:
     assert kind_of({":path": path}) is kind
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.openai.body import parse
-from epp.openai.canonical import _VECTOR_BYTES, texts
+from epp.openai.canonical import _CHUNK_PAIRS, _VECTOR_BYTES, texts
 
 PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
 
@@ -73,10 +73,10 @@ def test_a_list_of_one_text_part_is_its_text(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "at", [0, 1, 2 * _VECTOR_BYTES - 2, 2 * _VECTOR_BYTES - 1, 2 * _VECTOR_BYTES, 3 * _VECTOR_BYTES + 1]
+    "at", [0, 1, 2 * _CHUNK_PAIRS - 2, 2 * _CHUNK_PAIRS - 1, 2 * _CHUNK_PAIRS, 3 * _CHUNK_PAIRS + 1]
 )
 def test_an_escape_is_found_wherever_it_stands(at: int) -> None:
-    text = "x" * at + "é" + "y" * (4 * _VECTOR_BYTES - at)
+    text = "x" * at + "é" + "y" * (4 * _CHUNK_PAIRS - at)
     assert texts(json.dumps(text).encode()) == (text.encode(),)
     assert texts(json.dumps(text + "\n").encode()) == ((text + "\\n").encode(),)
 
