@@ -11,8 +11,8 @@ point is moved by whatever tells more: a first token that was seen (all before i
 
 **Scrapes.** prompt_tokens_total − cached_tokens_total grew by Δ since the last report: the line has come Δ further. If that is
 further than believed, the point moves there. If it is less, the point moves half the way (some servers count a prompt when
-its answer ends, not when it is prefilled), and of the entries believed done as many of the latest as the server has waiting
-are held again. A server with nothing running or waiting has done all that was sent well before the scrape.
+its answer ends, not when it is prefilled), and of the entries believed done since the last report as many of the latest as the
+server has waiting are held again. A server with nothing running or waiting has done all that was sent well before the scrape.
 
 **The rate.** Ratio of sums over stretches in which the server was seen to be busy with prefill, forgetting old ones:
 S ← S·τ/(τ+x) + n and X ← X·τ/(τ+x) + x for a stretch of n tokens in x seconds; rate = S/X within [100, 10^6] tokens/s. Before the
@@ -127,9 +127,8 @@ class _Account:
         self.served = position
         self.served_s = now_s
 
-    def sample(self, tokens: float, seconds: float, now_s: float) -> None:
-        """Take a stretch of busy time into the rate; what the line did until now keeps the old one."""
-        self.place(self.position(now_s), now_s)
+    def sample(self, tokens: float, seconds: float) -> None:
+        """Take a stretch of busy time into the rate. Place the line at the present time as well: it moves at the new rate."""
         kept = FORGET_S / (FORGET_S + seconds)
         self.busy_tokens = self.busy_tokens * kept + tokens
         self.busy_s = self.busy_s * kept + seconds
@@ -195,7 +194,7 @@ class Ledger:
         self._start(entry)
         self._let_go(entry)
         self._observe(entry, now_s)
-        self._pass(account, now_s, guess=False)
+        self._pass(account, now_s)
 
     def release(self, entry: Entry, now_s: float) -> None:
         """The request is over, however it ended. Harmless when repeated and after the endpoint is gone."""
@@ -225,7 +224,7 @@ class Ledger:
             wished_s, _, account = heapq.heappop(due)
             if wished_s == account.due_s and self._lives(account):
                 account.due_s = inf
-                self._pass(account, now_s, guess=True)
+                self._pass(account, now_s)
 
     def report_sent(self, slot: int, now_s: float) -> Mark:
         """A scrape of `slot` goes out now. A later mark of the same endpoint takes the place of an earlier one."""
@@ -248,7 +247,7 @@ class Ledger:
             self._settle(account, mark.number, now_s, now_s)
         elif report.waiting == 0 and report.running == 0:
             self._settle(account, mark.number, mark.sent_s - SETTLE_S, now_s)
-        self._pass(account, now_s, guess=True)
+        self._pass(account, now_s)
         return restarted
 
     def prefill_rate(self, slot: int) -> float:
@@ -278,15 +277,16 @@ class Ledger:
         account.number += 1
         entry.number = account.number
         entry.taken_s = now_s
+        empty = not account.in_flight or account.position(now_s) >= account.sent
+        if empty:
+            account.place(float(account.sent), now_s)
+        entry.alone = empty and not account.tokens
         account.in_flight += 1
         endpoints.in_flight[slot] = account.in_flight
         if entry.queued:
             account.picked += 1
             account.after_mark += 1
             endpoints.picked_since_report[slot] = account.picked
-        entry.alone = not account.tokens
-        if entry.alone or account.position(now_s) >= account.sent:
-            account.place(float(account.sent), now_s)
         if entry.held:
             account.sent += entry.tokens
             account.tokens += entry.tokens
@@ -307,7 +307,7 @@ class Ledger:
         # Done or given up: either way the server has so much less before it.
         account.place(min(float(account.sent), account.position(now_s) + entry.tokens), now_s)
         self._let_go(entry)
-        self._pass(account, now_s, guess=True)
+        self._pass(account, now_s)
 
     def _start(self, entry: Entry) -> None:
         """Not waiting any more."""
@@ -335,8 +335,8 @@ class Ledger:
 
     # --- the line ----------------------------------------------------------------------------------------------------
 
-    def _pass(self, account: _Account, now_s: float, *, guess: bool) -> None:
-        """Let go the hidden entries that the line has passed. A `guess` may be taken back by the next report."""
+    def _pass(self, account: _Account, now_s: float) -> None:
+        """Let go the hidden entries that the line has passed. The next report may take that back."""
         hidden = account.hidden
         if not hidden:
             return
@@ -346,8 +346,7 @@ class Ledger:
             entry = hidden.popleft()
             if entry.held:
                 self._let_go(entry)
-                if guess:
-                    account.guessed.append(entry)
+                account.guessed.append(entry)
         if hidden:
             self._schedule(account)
 
@@ -371,7 +370,7 @@ class Ledger:
             # The server may have been idle in between.
             account.known, account.known_s = entry.end, now_s
         elif tokens >= LEAST_SAMPLE_TOKENS:
-            account.sample(tokens, now_s - since_s, now_s)
+            account.sample(tokens, now_s - since_s)
             account.known, account.known_s = entry.end, now_s
         account.place(float(entry.end), now_s)
 
@@ -404,7 +403,7 @@ class Ledger:
         if not (first or restarted):
             self._correct(account, account.reported_at + done, int(report.waiting or 0), now_s)
             if (was_waiting and is_waiting) or done > account.rate * elapsed_s:
-                account.sample(done, elapsed_s, now_s)
+                account.sample(done, elapsed_s)
         account.guessed.clear()
         account.reported_at = account.position(now_s)
         return restarted
@@ -420,7 +419,7 @@ class Ledger:
         guessed = account.guessed
         while waiting and guessed and guessed[-1].end > measured:
             entry = guessed.pop()
-            if entry.open and entry.queued and not entry.held and entry.account is account:
+            if entry.open and entry.queued and entry.account is account:
                 self._hold_again(entry)
                 waiting -= 1
         if account.hidden and account.hidden[0].end <= account.position(now_s):

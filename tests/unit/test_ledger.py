@@ -431,3 +431,93 @@ def test_what_is_due_costs_no_more_than_what_was_taken() -> None:
         ledger.advance(now_s)
         ledger.release(ledger.take(1, 50, now_s, sees_body=False), now_s)
     assert len(ledger._due) < 10
+
+
+def test_wishes_that_were_overtaken_leave_the_heap() -> None:
+    endpoints, ledger = pool()
+    now_s = 0.0
+    for _ in range(50):
+        seen = ledger.take(0, 1000, now_s, sees_body=True)
+        hidden = ledger.take(0, 1000, now_s, sees_body=False)
+        now_s += 0.01
+        ledger.first_token(seen, now_s)
+        ledger.release(hidden, now_s)
+    ledger.take(0, 10**9, now_s, sees_body=False)
+    ledger.advance(now_s + 100.0)
+    assert tokens(endpoints, 0) == 10**9
+    assert len(ledger._due) == 1
+
+
+def test_a_moved_hidden_entry_waits_in_its_new_line_only() -> None:
+    endpoints, ledger = pool()
+    moved = ledger.take(0, 10_000, 1.0, sees_body=False)
+    ledger.take(1, 50_000, 1.0, sees_body=False)
+    ledger.move(moved, 1, 1.1)
+    seen = ledger.take(0, 90_000, 1.1, sees_body=True)
+    ledger.take(0, 10, 1.1, sees_body=False)
+    ledger.first_token(seen, 1.2)
+    ledger.advance(1.3)
+    assert tokens(endpoints, 1) == 60_000
+
+
+def test_an_account_with_nothing_in_flight_has_an_empty_line() -> None:
+    endpoints, ledger = pool()
+    ledger.reported(0, ledger.report_sent(0, 1.0), page(0), 1.0)
+    over = ledger.take(0, 10_000, 1.0, sees_body=False)
+    ledger.advance(2.0)
+    ledger.reported(0, ledger.report_sent(0, 2.0), page(0), 2.0)
+    ledger.release(over, 2.0)
+    ledger.take(0, 10_000, 2.0, sees_body=False)
+    ledger.advance(3.01)
+    assert tokens(endpoints, 0) == 0
+
+
+def test_idle_time_before_an_entry_behind_a_hidden_one_is_not_busy_time() -> None:
+    _, ledger = pool()
+    ledger.first_token(ledger.take(0, 1000, 1.0, sees_body=True), 1.1)
+    ledger.take(0, 1000, 50.0, sees_body=False)
+    ledger.first_token(ledger.take(0, 1000, 50.0, sees_body=True), 50.2)
+    assert ledger.prefill_rate(0) == pytest.approx(10_000, rel=0.01)
+
+
+def test_counters_behind_move_the_line_half_the_way() -> None:
+    endpoints, ledger = pool()
+    ledger.reported(0, ledger.report_sent(0, 1.0), page(0), 1.0)
+    ledger.take(0, 20_000, 1.0, sees_body=False)
+    ledger.reported(0, ledger.report_sent(0, 2.0), page(0), 2.0)
+    ledger.advance(3.45)
+    assert tokens(endpoints, 0) == 20_000
+    ledger.advance(3.55)
+    assert tokens(endpoints, 0) == 0
+
+
+def test_counters_behind_raise_no_doubt_of_what_is_over() -> None:
+    endpoints, ledger = pool()
+    ledger.reported(0, ledger.report_sent(0, 1.0), page(0), 1.0)
+    over = ledger.take(0, 10_000, 1.0, sees_body=False)
+    ledger.advance(2.0)
+    ledger.take(0, 10_000, 2.0, sees_body=False)
+    ledger.release(over, 2.0)
+    ledger.reported(0, ledger.report_sent(0, 2.5), page(0), 2.5)
+    ledger.advance(3.3)
+    assert tokens(endpoints, 0) == 0
+
+
+def test_first_tokens_out_of_order_do_not_move_the_line_back() -> None:
+    endpoints, ledger = pool()
+    early, late = (ledger.take(0, 10_000, 1.0, sees_body=True) for _ in range(2))
+    ledger.take(0, 10_000, 1.0, sees_body=False)
+    ledger.first_token(late, 1.5)
+    ledger.first_token(early, 2.0)
+    ledger.advance(2.6)
+    assert tokens(endpoints, 0) == 0
+
+
+def test_only_the_next_report_takes_back_a_guess() -> None:
+    endpoints, ledger = pool()
+    ledger.reported(0, ledger.report_sent(0, 1.0), page(0), 1.0)
+    ledger.take(0, 10_000, 1.0, sees_body=False)
+    ledger.advance(2.0)
+    ledger.reported(0, ledger.report_sent(0, 2.0), page(0), 2.0)
+    ledger.reported(0, ledger.report_sent(0, 2.1), page(0, waiting=1.0), 2.1)
+    assert tokens(endpoints, 0) == 0
