@@ -17,6 +17,8 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.load.client import Result, Sent, run
+from bench.load.workload import Mix, Session, Turn, request_count, sessions
 from bench.replica.http import Replica
 from bench.replica.profiles import Profile, profile
 
@@ -292,6 +294,75 @@ async def test_an_unknown_fault_is_named(peer: Peer) -> None:
     assert "explode" in answer["error"]["message"]
 
 
+# The load generator
+
+MIX = Mix(duration_s=1.0, sessions_per_s=10.0, tenants=4, adapters=("lora-a", "lora-b"), pause_s=(0.0, 0.05))
+
+
+async def test_a_workload_is_answered_and_measured(peer: Peer) -> None:
+    workload = sessions(MIX, 3)
+    seen: list[Sent | Result] = []
+    results = await run(workload, peer.url, watch=seen.append)
+    assert [result.error for result in results if not result.ok] == []
+    assert len(results) == request_count(workload)
+    assert {result.replica for result in results} == {peer.replica.name}
+    assert all((result.ttft_s is not None) == result.stream for result in results)
+    assert all(0 < (result.ttft_s or 0.001) <= result.e2e_s for result in results)
+    assert [event for event in seen if isinstance(event, Result)] == results
+    assert {event.id for event in seen if isinstance(event, Sent)} == {result.id for result in results}
+    metrics = await peer.metrics()
+    assert metrics["vllm:prompt_tokens_total"] == sum(result.prompt_tokens for result in results)
+    assert metrics["vllm:prefix_cache_hits_total"] == sum(result.cached_tokens for result in results) > 0
+    assert metrics["vllm:generation_tokens_total"] == sum(result.completion_tokens for result in results)
+
+
+async def test_later_turns_carry_the_answers_before_them(peer: Peer) -> None:
+    turns = tuple(Turn("go on", 12, stream, 0.0) for stream in (True, False, True))
+    (first, second, third) = await run([Session("s", "t", 0.0, True, "base", "x" * 300, turns)], peer.url)
+    for before, after in ((first, second), (second, third)):
+        assert after.cached_tokens >= before.prompt_tokens // FAST.block_size * FAST.block_size
+        assert after.prompt_tokens > before.prompt_tokens + before.completion_tokens
+
+
+async def test_equal_workloads_are_equal_requests_whoever_answers(peer: Peer) -> None:
+    workload = sessions(MIX, 4)
+    once, again = [await run(workload, peer.url) for _ in range(2)]
+    sizes = [{r.id: (r.prompt_tokens, r.completion_tokens, r.model) for r in results} for results in (once, again)]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("faults", "status", "error"),
+    [
+        ({"error_status": 503}, 503, "injected fault"),
+        ({"die_mid_stream": 2}, 200, ""),
+        ({"refuse_s": 30.0}, 0, ""),
+    ],
+)
+async def test_what_fails_is_a_result_and_ends_its_session(
+    peer: Peer, faults: dict[str, Any], status: int, error: str
+) -> None:
+    peer.replica.set_faults(**faults)
+    await asyncio.sleep(0.05)
+    turn = Turn("hello", 10, True, 0.0)
+    (result,) = await run([Session("s", "t", 0.0, True, "base", "x", (turn, turn))], peer.url)
+    assert not result.ok
+    assert result.status == status
+    assert result.error and error in result.error
+
+
+async def test_a_cancelled_run_leaves_nothing_running(peer: Peer) -> None:
+    peer.replica.set_faults(stall=True)
+    task = asyncio.create_task(run(sessions(MIX, 3), peer.url))
+    await asyncio.sleep(0.5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    peer.replica.set_faults(stall=False)
+    await peer.until("vllm:num_requests_running", 0.0)
+    assert (await peer.metrics())["vllm:kv_cache_usage_perc"] == 0.0
+
+
 # The process
 
 
@@ -308,3 +379,13 @@ async def test_the_command_says_where_it_listens_and_ends_cleanly() -> None:
         assert response.status == 500
     process.send_signal(signal.SIGTERM)
     assert await process.wait() == 0
+
+
+async def test_the_load_command_prints_a_summary(peer: Peer) -> None:
+    arguments = ["--url", peer.url, "--duration-s", "0.5", "--adapters", "lora-a,lora-b"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.load", *arguments, stdout=-1, cwd=Path(__file__).parents[2]
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    assert re.search(r"cache hit rate +\d+%", output.decode())
