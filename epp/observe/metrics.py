@@ -1,6 +1,6 @@
 """What happened, counted in plain integers: the one record behind every metric vocabulary.
 
-Recording is on the request path and costs about 0.15 µs an observation; names, labels and text are made by
+Recording is on the request path and costs about 0.2 µs an observation (3 µs a request in lean mode, 5 µs with everything seen); names, labels and text are made by
 `epp.observe.exposition` when somebody asks.
 """
 
@@ -149,7 +149,8 @@ class Metrics:
         prompt_tokens_estimate: int,
     ) -> None:
         """A request was given an endpoint. It counts as running until `finished`."""
-        series = self._series(model, target, priority, fairness_id)
+        key = (model, target, priority, fairness_id)
+        series = self.series.get(key) or self._admitted(key)
         series.requests += 1
         series.running += 1
         series.estimated_tokens += prompt_tokens_estimate
@@ -157,7 +158,8 @@ class Metrics:
 
     def refused(self, model: str, target: str, priority: int, fairness_id: str, outcome: Outcome) -> None:
         """A request was answered by us. It counts as a request too: an error rate is errors over all requests."""
-        series = self._series(model, target, priority, fairness_id)
+        key = (model, target, priority, fairness_id)
+        series = self.series.get(key) or self._admitted(key)
         series.requests += 1
         series.errors[outcome.error_code] += 1
 
@@ -165,7 +167,8 @@ class Metrics:
         self, model: str, target: str, priority: int, fairness_id: str, ttft_s: float, streaming: bool
     ) -> None:
         """The answer's body began `ttft_s` after the request came."""
-        series = self._series(model, target, priority, fairness_id)
+        key = (model, target, priority, fairness_id)
+        series = self.series.get(key) or self._admitted(key)
         _observe(series.ttft_streamed if streaming else series.ttft_whole, DURATION_BOUNDS, ttft_s)
 
     def finished(
@@ -189,7 +192,8 @@ class Metrics:
         waits that clients gave up on. `response_bytes` and `usage` are None where the answer's body was not seen.
         `ttft_s` is None unless the answer was a stream: the time per output token is (duration - ttft) / (tokens - 1).
         """
-        series = self._series(model, target, priority, fairness_id)
+        key = (model, target, priority, fairness_id)
+        series = self.series.get(key) or self._admitted(key)
         series.running -= 1
         _observe(series.duration, DURATION_BOUNDS, duration_s)
         self.statuses[status if 100 <= status <= 599 else 0] += 1
@@ -211,7 +215,10 @@ class Metrics:
         count[0] += 1
 
     def stage(self, name: Stage, seconds: float) -> None:
-        _observe(self.stages[name], STAGE_BOUNDS, seconds)
+        """One stage of a request took so long. Called four times a request, hence without `_observe`."""
+        row = self.stages[name]
+        row[bisect_left(STAGE_BOUNDS, seconds)] += 1
+        row[-1] += seconds
 
     def prefix_match(self, hit_ratio: float, hit_bytes: int) -> None:
         """How much of a prompt the picked endpoint is believed to have cached: share [0, 1], and bytes."""
@@ -229,11 +236,8 @@ class Metrics:
         """Something was answered by less than the configured policy; `kind` names the fallback."""
         self.degradations[kind] += 1
 
-    def _series(self, model: str, target: str, priority: int, fairness_id: str) -> Series:
-        found = self.series.get((model, target, priority, fairness_id))
-        return found if found is not None else self._admitted(model, target, priority, fairness_id)
-
-    def _admitted(self, model: str, target: str, priority: int, fairness_id: str) -> Series:
+    def _admitted(self, named: Key) -> Series:
+        model, target, priority, fairness_id = named
         # A set that is full stays full, so one request finds the same series at its pick and at its end.
         key = (
             _admit(model, self._models),

@@ -1,7 +1,7 @@
 """Metric families as Prometheus text, in both of its dialects.
 
 The reference client builds a dictionary per line and sorts it: 10 µs a line, 0.6 s of a blocked event loop for the
-60,000 lines that a hundred models make under every vocabulary. A family here is written from its columns, at 0.5 µs a line.
+60,000 lines that a hundred models make under every vocabulary. A family here is written from its columns, at about 1 µs a line.
 """
 
 from __future__ import annotations
