@@ -48,6 +48,14 @@ class Hooked(Says):
         return {"x-served": endpoint.name, "x-saw": headers[":status"]}
 
 
+class Watcher:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def picked(self, request: Request, endpoint: Endpoint) -> None:
+        self.told.append(endpoint.name)
+
+
 class Broken(Says):
     def picked(self, request: Request, endpoint: Endpoint) -> None:
         raise RuntimeError("hook")
@@ -184,9 +192,11 @@ def test_hooks_run_once_for_the_first_and_only_where_wanted() -> None:
 
 
 def test_hooks_of_plugins_outside_any_profile_run() -> None:
-    hooked = Hooked([])
-    pipeline(plugins={"watcher": hooked}).pick(REQUEST, Pool(1).candidates())
-    assert hooked.told == ["pod-0"]
+    watcher = Watcher()
+    chain = pipeline(plugins={"watcher": watcher})
+    chain.pick(REQUEST, Pool(1).candidates())
+    assert watcher.told == ["pod-0"]
+    assert chain.responded(REQUEST, an_endpoint(0), {":status": "200"}, NOW_S) == {}
 
 
 def test_a_broken_hook_is_noted() -> None:

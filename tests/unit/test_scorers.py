@@ -79,6 +79,14 @@ def test_queue_falls_back_to_the_ledger_where_nothing_is_reported() -> None:
     assert scores(QueueScorer(), Pool(3).known(in_flight=[4, 0, 2])) == [0, 1, 0.5]
 
 
+def test_one_stale_report_is_replaced_alone() -> None:
+    pool = Pool(3).reported(waiting=[4, 4, 4], running=[4, 4, 4]).known(in_flight=[9, 9, 0])
+    pool.report(0, Report(waiting=8, running=8), NOW_S + 3)
+    pool.report(1, Report(waiting=2, running=2), NOW_S + 3)
+    candidates = pool.candidates(now_s=NOW_S + 3)
+    assert candidates.waiting.tolist() == candidates.running.tolist() == [8, 2, 0]
+
+
 def test_running_requests() -> None:
     assert scores(RunningRequestsSizeScorer(), Pool(3).reported(running=[30, 10, 20])) == [0, 1, 0.5]
 
@@ -146,7 +154,9 @@ def test_no_hit_lru_prefers_what_took_a_cold_prompt_longest_ago() -> None:
     for index in (2, 0):
         scores(scorer, pool)
         scorer.picked(REQUEST, pool.candidates()[index])
-    assert scores(scorer, pool) == [0, 1, round(1 / 3, 6), 1]
+    assert scores(scorer, pool) == [0, 1, 0.333333, 1]
+    scorer.picked(REQUEST, pool.candidates()[2])
+    assert scores(scorer, pool) == [0.333333, 1, 0, 1]
 
 
 def test_no_hit_lru_stands_aside_for_a_hit() -> None:
@@ -270,6 +280,9 @@ def test_prefix_affinity_gives_way_to_load() -> None:
     assert kept(affinity(peak_prefill_throughput=1000, max_ttft_penalty_ms=1000), pool) == [0, 1]
     assert kept(affinity(peak_prefill_throughput=1000, max_ttft_penalty_ms=1002), pool) == [0]
     assert kept(affinity(peak_prefill_throughput=1000, max_ttft_penalty_ms=0), pool) == [0]
+    # The best of either side counts.
+    pool = Pool(4).known(hits=[10, 10, 0, 0], tokens=[5000, 900, 0, 5000])
+    assert kept(affinity(peak_prefill_throughput=1000, max_ttft_penalty_ms=1000), pool) == [0, 1]
 
 
 def test_prefix_affinity_explores() -> None:
