@@ -11,10 +11,11 @@ from grpc import aio
 
 from epp.extproc.http2 import Limits
 from epp.extproc.transport import OpenSession
-from tests.contract.transports import TRANSPORTS, Echo, Server, Silent, Talk, make, serving, until
+from tests.contract.transports import TRANSPORTS, Echo, Server, Silent, Spiteful, Talk, make, serving, until
 
 ECHO = "/test.Echo/Process"
 SILENT = "/test.Echo/Silent"
+SPITEFUL = "/test.Echo/Spiteful"
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -37,6 +38,7 @@ async def setup(transport: str) -> AsyncIterator[Setup]:
         ECHO: lambda stream: Echo(stream, closings),
         SILENT: lambda stream: Silent(closings),
     }
+    routes[SPITEFUL] = lambda stream: Spiteful(closings)
     server = make(transport, routes, Limits(max_message_bytes=8 << 20))
     async with serving(server) as address:
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -123,6 +125,14 @@ async def test_a_session_that_raises_ends_its_own_call_only(setup: Setup) -> Non
     await other.half_close()
     assert await other.code() is grpc.StatusCode.OK
     assert setup.closings == [False, True]
+
+
+async def test_a_session_that_raises_when_told_of_the_end_is_told_once(setup: Setup) -> None:
+    call = setup.call(SPITEFUL)
+    await call.write(b"hello")
+    await call.half_close()
+    assert await call.code() is grpc.StatusCode.INTERNAL
+    assert setup.closings == [True]
 
 
 async def test_a_cancelled_call_tells_the_session_once(setup: Setup) -> None:

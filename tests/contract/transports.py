@@ -75,6 +75,14 @@ class Silent:
         self._closings.append(clean)
 
 
+class Spiteful(Silent):
+    """Raises when told of the end."""
+
+    def closed(self, clean: bool) -> None:
+        super().closed(clean)
+        raise RuntimeError("never liked it")
+
+
 async def until(wanted: list[bool], closings: list[bool]) -> None:
     """Wait for the server to have told its sessions; the test's own timeout is the limit."""
     async with asyncio.timeout(5):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 import struct
+import tracemalloc
 from collections.abc import Callable
 
 import h2.config
@@ -292,6 +293,45 @@ def test_a_gzip_message_arrives_plain_and_plain_ones_may_stand_beside_it() -> No
     assert peer.turn()[1:] == [Received(stream_id, b"packed" * 99), Received(stream_id, b"plain")]
 
 
+def test_padding_is_no_part_of_a_message() -> None:
+    peer = Peer()
+    stream_id = peer.open()
+    peer.h2.send_data(stream_id, framed(b"padded")[:4], pad_length=200)
+    peer.h2.send_data(stream_id, framed(b"padded")[4:], pad_length=0)
+    assert peer.turn()[1:] == [Received(stream_id, b"padded")]
+
+
+def test_messages_after_our_close_are_not_handed_on_while_the_answer_waits() -> None:
+    peer = Peer(window=0)
+    stream_id = peer.open()
+    peer.turn()
+    peer.ours.send(stream_id, b"waits")
+    peer.ours.close(stream_id, 0)
+    peer.h2.send_data(stream_id, framed(b"late"))
+    peer.h2.end_stream(stream_id)
+    assert peer.turn() == []
+    peer.h2.increment_flow_control_window(100, stream_id)
+    peer.turn()
+    assert peer.bodies[stream_id] == framed(b"waits")
+    assert peer.status(stream_id)["grpc-status"] == "0"
+
+
+def test_a_gzip_bomb_never_unfolds_in_memory() -> None:
+    peer = Peer(Limits(max_message_bytes=1 << 20))
+    stream_id = peer.open((("grpc-encoding", "gzip"),))
+    bomb = framed(gzip.compress(bytes(64 << 20)), 1)
+    peer.turn()
+    tracemalloc.start()
+    try:
+        for start in range(0, len(bomb), 10_000):
+            peer.raw(frame(0, 0, stream_id, bomb[start : start + 10_000]))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peer.events[-1] == Lost(stream_id)
+    assert peak_bytes < 8 << 20
+
+
 def test_a_stream_that_ends_inside_a_message_is_refused() -> None:
     peer = Peer()
     stream_id = peer.open()
@@ -329,6 +369,9 @@ def test_the_client_always_gets_new_credit() -> None:
             peer.h2.send_data(stream_id, data[:room])
             data = data[room:]
             total += b"".join(e.message for e in peer.turn() if isinstance(e, Received))
+            assert peer.h2.local_flow_control_window(stream_id) == min(
+                peer.ours._receivable, peer.ours._streams[stream_id].receivable
+            )
     assert len(total) == 240_000
 
 
@@ -405,6 +448,18 @@ def test_a_changed_initial_window_moves_open_streams_also_below_zero() -> None:
     assert peer.ours.take_output() == b""
     peer.raw(frame(8, 0, stream_id, struct.pack(">L", 5)))
     assert len(peer.ours.take_output()) == 9 + 5
+
+
+def test_a_wider_initial_window_lets_waiting_answers_go() -> None:
+    peer = Peer(window=0)
+    stream_id = peer.open(end=True)
+    peer.turn()
+    peer.ours.send(stream_id, b"waits")
+    peer.turn()
+    assert stream_id not in peer.bodies
+    peer.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 100})
+    peer.turn()
+    assert peer.bodies[stream_id] == framed(b"waits")
 
 
 def test_a_peer_that_does_not_read_is_bounded_and_its_call_ends() -> None:
@@ -486,6 +541,30 @@ def test_a_block_that_leans_on_the_clients_table_is_read_each_time() -> None:
         peer.h2.send_headers(again, [(name, path if name == ":path" else value) for name, value in HEADERS])
         seen += [event.path for event in peer.turn() if isinstance(event, Opened)]
     assert seen == [path for path in paths for _ in range(2)]
+
+
+def test_a_block_remembered_before_the_client_filled_a_table_is_read_again() -> None:
+    """Skipping it would leave our copy of the table behind the client's."""
+    ours = Connection(Limits(header_table_bytes=4096))
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+    first, block = encoder.encode(HEADERS), encoder.encode(HEADERS)
+    other = hpack.Encoder().encode([(name, "/other" if name == ":path" else value) for name, value in HEADERS])
+    by_reference = b"\x83\x86\xc1\xc0\xbf\xbe"
+    opened = ours.receive(PREFACE + frame(4, 0, 0) + frame(4, 1, 0), 0.0)
+    for number, sent in enumerate((first, block, b"\x3f\xe1\x1f" + other, block, by_reference)):
+        opened += ours.receive(frame(1, 4, 2 * number + 1, sent), 0.0)
+    assert [event.path for event in opened if isinstance(event, Opened)] == [PATH, PATH, "/other", PATH, PATH]
+
+
+def test_a_block_by_reference_means_nothing_once_the_table_is_empty() -> None:
+    ours = Connection(Limits())
+    encoder = hpack.Encoder()
+    filling, by_reference = encoder.encode(HEADERS), encoder.encode(HEADERS)
+    opened = ours.receive(PREFACE + frame(4, 0, 0) + frame(1, 4, 1, filling) + frame(1, 4, 3, by_reference), 0.0)
+    assert [type(event) for event in opened] == [Opened, Opened]
+    ours.receive(frame(4, 1, 0) + frame(1, 4, 5, by_reference), 0.0)
+    assert goaway_code(ours.take_output()) == Code.COMPRESSION_ERROR
 
 
 def test_remembered_blocks_are_bounded() -> None:
