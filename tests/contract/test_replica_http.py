@@ -15,6 +15,8 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.load.client import Result, Sent, run
@@ -349,6 +351,21 @@ async def test_what_fails_is_a_result_and_ends_its_session(
     assert not result.ok
     assert result.status == status
     assert result.error and error in result.error
+
+
+async def test_a_stream_that_just_ends_is_not_whole() -> None:
+    async def half(request: web.Request) -> web.Response:
+        chunk = b'data: {"choices": [{"delta": {"content": "hi"}}]}\n\n'
+        return web.Response(body=chunk, content_type="text/event-stream")
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", half)
+    async with TestServer(app, host="127.0.0.1") as server:
+        turn = Turn("hello", 10, True, 0.0)
+        session = Session("s", "t", 0.0, True, "base", "x", (turn,))
+        (result,) = await run([session], f"http://127.0.0.1:{server.port}")
+    assert result.ttft_s is not None
+    assert result.error == "the stream ended without [DONE]"
 
 
 async def test_a_cancelled_run_leaves_nothing_running(peer: Peer) -> None:
