@@ -82,6 +82,9 @@ class Labels:
     def __init__(self) -> None:
         self._known: dict[bytes, Mapping[str, str]] = {}
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def read(self, raw: bytes) -> Mapping[str, str] | None:
         """The labels of `{name="value",...`, without the closing brace; None where they are malformed."""
         known = self._known.get(raw)

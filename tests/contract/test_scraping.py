@@ -304,20 +304,33 @@ async def test_an_answer_is_never_taken_for_a_later_tenant() -> None:
 
 
 @on_both_loops
-async def test_removed_while_connecting() -> None:
+async def test_removed_at_every_turn_of_the_loop() -> None:
+    """Nothing reaches the sink for an endpoint that is gone, however far its connection had come."""
     ear, server = Ear(), Server(always(with_length(PAGE)))
-    async with server.running() as one, scraping(ear, one) as scraper:
-        await asyncio.sleep(0)
-        for turns in range(8):
-            scraper.follow(Change((), ((0, one),)))
+    async with server.running() as one, scraping(ear) as scraper:
+        for turns in range(12):
             scraper.follow(added(one))
             for _ in range(turns):
                 await asyncio.sleep(0)
-        scraper.follow(Change((), ((0, one),)))
-        heard = len(ear.heard)
-        await asyncio.sleep(0.05)
-        assert len(ear.heard) == heard
+            scraper.follow(Change((), ((0, one),)))
+            reached = len(ear.sent_marks), len(ear.heard)
+            await asyncio.sleep(0.005)
+            assert (len(ear.sent_marks), len(ear.heard)) == reached
         assert scraper.scrapes() == ()
+
+
+@on_both_loops
+async def test_an_idle_connection_closed_as_the_question_goes_out_is_no_failure() -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(with_length(PAGE))
+        await reader.readuntil(b"\r\n\r\n")
+
+    ear, server = Ear(), Server(once)
+    async with server.running() as one, scraping(ear, one):
+        assert await ear.of(0, 4) == [REPORT] * 4
+    assert server.connections >= 4
+    assert len(ear.sent_marks) >= 7
 
 
 @on_both_loops

@@ -101,17 +101,24 @@ def test_a_broken_file_is_said_once_and_changes_nothing(
     assert caplog.records[-1].getMessage() == f"{path} is usable again: 1 endpoints"
 
 
-def test_a_file_that_is_gone_and_comes_back_the_same(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_is_gone_and_comes_back_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As on a mount that was away: not even the file's times tell."""
+    caplog.set_level(logging.INFO, "epp.discovery")
+    mount, away = tmp_path / "mount", tmp_path / "away"
+    mount.mkdir()
+    path = mount / "endpoints.yaml"
+    path.write_text(text("a"))
     file = FollowedFile(path)
     file.load()
-    away = path.with_name("away")
-    path.rename(away)
-    assert [file.look() for _ in range(4)] == [None] * 4
+    for _ in range(2):
+        mount.rename(away)
+        assert [file.look() for _ in range(4)] == [None] * 4
+        away.rename(mount)
+        assert settled(file) == ["a"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} cannot be read: No such file or directory; the endpoints known before stay"
-    ]
-    away.rename(path)
-    assert settled(file) == ["a"]
+        f"{path} cannot be read: No such file or directory; the endpoints known before stay",
+        f"{path} is usable again: 1 endpoints",
+    ] * 2
 
 
 def test_an_intended_empty_pool(path: Path) -> None:

@@ -132,6 +132,18 @@ async def test_a_new_name_in_an_update_comes_in_when_it_resolves() -> None:
     assert seen == [["10.0.0.1:8000"], ["10.0.0.1:8000", "10.0.0.2:8000"]]
 
 
+async def test_a_name_that_left_and_returns_is_asked_afresh() -> None:
+    zone, seen = Zone(one=["10.0.0.1"]), list[list[str]]()
+    followed = resolution(zone, seen)
+    await followed.begin([named("one")])
+    zone["one"] = ["10.0.0.7"]
+    followed.update([])
+    followed.update([named("one")])
+    await zone.asked_again()
+    await followed.close()
+    assert seen == [["10.0.0.1:8000"], [], ["10.0.0.7:8000"]]
+
+
 async def test_nothing_is_handed_on_after_close() -> None:
     zone, seen = Zone(one=["10.0.0.1"]), list[list[str]]()
     followed = resolution(zone, seen)

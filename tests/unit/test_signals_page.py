@@ -127,6 +127,25 @@ def test_a_lone_series_joined_by_another() -> None:
     assert reader.read(b'# x\nvllm:num_requests_waiting{engine="1"} 5\n' + one[4:]).waiting == 7
 
 
+def test_adapters_and_cache_follow_their_labels() -> None:
+    reader = PageReader(BUILT_IN["vllm"])
+    for names, blocks in [("a", 10), ("a,b", 10), ("", 20)]:
+        report = reader.read(
+            f'vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{names}",waiting_lora_adapters=""}} 1\n'
+            f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="{blocks}"}} 1\n'.encode()
+        )
+        assert report.adapters == Adapters(frozenset(filter(None, names.split(","))), frozenset(), 4)
+        assert report.cache == CacheConfig(16, blocks)
+
+
+def test_the_memory_for_labels_is_bounded() -> None:
+    labels = Labels()
+    for number in range(5000):
+        assert labels.read(b'{a="%d"' % number) == {"a": str(number)}
+    assert labels.read(b'{a="' + b"x" * 10_000 + b'"') is not None
+    assert len(labels) <= 1024
+
+
 def test_a_value_that_gains_a_timestamp() -> None:
     reader = PageReader(BUILT_IN["vllm"])
     assert reader.read(b"\nvllm:num_requests_waiting 5 \n").waiting == 5
