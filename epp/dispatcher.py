@@ -30,7 +30,7 @@ from epp.openai.usage import Usage, usage
 from epp.pipeline import Pick, Pipeline
 from epp.prefix.fingerprints import fingerprints, seed_of
 from epp.prefix.index import PrefixIndex
-from epp.request import NO_FINGERPRINTS, Request
+from epp.request import BLOCK_BYTES, NO_FINGERPRINTS, Request
 
 OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 FAIRNESS_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
@@ -179,7 +179,8 @@ class Dispatcher:
         )
 
     def _fingerprints(self, parsed: Parsed, target: str) -> NDArray[np.uint64]:
-        if not parsed.prompt_bytes:
+        # Less than a block: prefilled in a few milliseconds anywhere, and identical short prompts must not gather on one server.
+        if parsed.prompt_bytes < BLOCK_BYTES:
             return NO_FINGERPRINTS
         return fingerprints(parsed.prompts, seed_of(target, parsed.cache_salt), self._policy.max_prefix_blocks)
 

@@ -122,6 +122,7 @@ class Origin:
             await self._chunked(writer, _events(request, int(argument)), "text/event-stream", {}, pause_s=0.05)
         elif how == "die":
             await self._chunked(writer, _events(request, int(argument)), "text/event-stream", None)
+            await asyncio.sleep(0.1)  # An abort throws away what is not sent yet.
             sock: socket.socket = writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()

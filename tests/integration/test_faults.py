@@ -20,6 +20,10 @@ STREAM = {**CHAT, "stream": True}
 RANKED = str(Path(__file__).resolve().parents[2] / "config" / "ranked.yaml")
 
 
+def chat(text: str, **more: object) -> dict[str, object]:
+    return {"model": "base", "messages": [{"role": "user", "content": text}], **more}
+
+
 def failing(allow: bool) -> Callable[[dict[str, Any]], None]:
     def edit(config: dict[str, Any]) -> None:
         manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
@@ -150,7 +154,7 @@ class TestDestinations:
         statuses: list[int] = []
 
         def one(number: int) -> None:
-            answer = ask(scene.port, {**STREAM, "user": str(number)}, headers={"x-answer": "slow:3"})
+            answer = ask(scene.port, chat(f"Number {number}.", stream=True), headers={"x-answer": "slow:3"})
             statuses.append(answer.status)
 
         clients = [threading.Thread(target=one, args=(number,)) for number in range(200)]
@@ -164,14 +168,23 @@ class TestDestinations:
         assert max(shares) <= 1.5 * min(shares)
 
 
+def short_sighted(config: dict[str, Any]) -> None:
+    listener = config["static_resources"]["listeners"][0]
+    listener["per_connection_buffer_limit_bytes"] = 65536
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager["route_config"]["virtual_hosts"][0]["routes"][0]["request_body_buffer_limit"] = 262144
+
+
 class TestBufferLimit:
     def test_a_prompt_beyond_the_buffer_is_routed_on_its_beginning(self, make_scene: Callable[..., Scene]) -> None:
-        scene = started(make_scene(2))
+        scene = make_scene(2)
+        scene.start_picker(f"--config-file={RANKED}")
+        scene.start_envoy(LEAN, short_sighted)
         story = "the rain in Spain stays mainly in the plain. " * 80_000
-        chat = {"model": "base", "messages": [{"role": "user", "content": story}]}
-        body = json.dumps(chat).encode()
+        body = json.dumps({"model": "base", "messages": [{"role": "user", "content": story}]}).encode()
         assert len(body) > 3_000_000
-        answers = [scene.ask(body) for _ in range(3)]
+        answers = [scene.ask(body) for _ in range(4)]
         assert {answer.status for answer in answers} == {200}
         assert {len(origin.last.body) for origin in scene.origins if origin.received} == {len(body)}
         assert len({answer.headers["x-server"] for answer in answers}) == 1
+        assert scene.metric("llm_d_epp_request_size_bytes_sum") < 4 * 524288
