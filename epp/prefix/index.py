@@ -23,11 +23,17 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from epp.endpoint import CacheConfig
+from epp.request import BLOCK_BYTES
+
 DEFAULT_BLOCKS = 31_250
 """Blocks of an endpoint that does not say how much KV memory it has: 2 million tokens."""
 
 DEFAULT_MAX_BLOCKS = 2_000_000
 """Bound on the sum over all endpoints: about 200 MiB."""
+
+BLOCK_TOKENS = BLOCK_BYTES // 4
+"""Tokens of text behind one of our blocks, at 4 bytes a token; engines' own blocks are smaller (16 or 32 tokens)."""
 
 _WIDTH = 8
 _SMALL = 24
@@ -35,6 +41,11 @@ _SMALL = 24
 _FEW_SLOTS = 16
 _LEAST_SLOTS = 16
 """Length of a look-up's result at first; it doubles as `Endpoints`' columns do."""
+
+
+def blocks_in(cache: CacheConfig) -> int:
+    """How many of our blocks a server's KV cache holds: what to `resize` its slot to."""
+    return cache.tokens // BLOCK_TOKENS
 
 
 class _Shelf:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from numpy.typing import NDArray
 
+from epp.endpoint import CacheConfig
 from epp.prefix import index as module
 from epp.prefix.fingerprints import fingerprints
-from epp.prefix.index import PrefixIndex
+from epp.prefix.index import PrefixIndex, blocks_in
 from epp.request import BLOCK_BYTES, NO_FINGERPRINTS
 
 Chain = NDArray[np.uint64]
@@ -250,3 +251,7 @@ def test_both_ways_to_look_up_agree(blocks: int) -> None:
     for slot, depth in enumerate((0, 1, blocks // 2, blocks - 1, blocks)):
         index.record(slot, chain_of(word[:depth]))
     assert hits(index, chain_of(word), 5) == [0, 1, blocks // 2, blocks - 1, blocks]
+
+
+def test_capacity_counts_our_blocks_and_not_the_engine_s() -> None:
+    assert blocks_in(CacheConfig(block_size=16, num_blocks=31_250)) == 500_000 // 64
