@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 
 import msgspec
+from hpack import Decoder, HPACKError, OversizedHeaderListError
 
-from epp.extproc.hpack import Field
+from epp.extproc.hpack import Field, HpackError, StatelessDecoder, TooLarge
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")
@@ -92,3 +93,61 @@ def _content_length(value: bytes | None) -> int | None:
     if not re.fullmatch(rb"[0-9]{1,18}", value):
         raise Malformed("content-length")
     return int(value)
+
+
+class CallReader:
+    """Reads the header blocks of one connection, in the order they came, each of them once.
+
+    `table_bytes` is the announced size of the client's dynamic table, in force from `acknowledged` on. While that table is
+    empty a block's meaning depends on its bytes alone, and the last `remembered_blocks` distinct calls are looked up.
+    """
+
+    def __init__(
+        self, table_bytes: int, max_list_bytes: int, remembered_blocks: int, remembered_block_bytes: int
+    ) -> None:
+        self._table_bytes = table_bytes
+        self._remembered_blocks = remembered_blocks
+        self._remembered_block_bytes = remembered_block_bytes
+        self._stateful_decoder = Decoder(max_header_list_size=max_list_bytes)
+        self._stateless_decoder = StatelessDecoder(max_list_bytes)
+        self._stateless = False
+        self.remembered: dict[bytes, Call] = {}
+
+    def acknowledged(self) -> None:
+        """The client has taken our settings."""
+        # A client that shrinks its table without saying so is harmless as long as it does not refer to it.
+        decoder = self._stateful_decoder
+        decoder.max_allowed_table_size = self._table_bytes
+        decoder.header_table_size = min(decoder.header_table_size, self._table_bytes)
+        self._stateless = decoder.header_table_size == 0
+
+    def call(self, block: bytes) -> Call:
+        """Raises Malformed, or HpackError."""
+        call = self.remembered.get(block) if self._stateless else None
+        if call is None:
+            was_stateless = self._stateless
+            call = read_call(self.fields(block))
+            # A block that was read while the client's table had room may depend on that table, or have changed it.
+            if was_stateless and self._stateless:
+                self._remember(block, call)
+        return call
+
+    def fields(self, block: bytes) -> Iterable[Field]:
+        """Raises HpackError, TooLarge among them."""
+        if self._stateless and not self._table_bytes:
+            return self._stateless_decoder.decode(block)
+        try:
+            fields = self._stateful_decoder.decode(block, raw=True)
+        except OversizedHeaderListError as error:
+            raise TooLarge(str(error)) from None
+        except HPACKError as error:
+            raise HpackError(str(error)) from None
+        self._stateless = self._stateful_decoder.header_table_size == 0
+        return fields
+
+    def _remember(self, block: bytes, call: Call) -> None:
+        if len(block) > self._remembered_block_bytes:
+            return
+        if len(self.remembered) >= self._remembered_blocks:
+            del self.remembered[next(iter(self.remembered))]
+        self.remembered[block] = call

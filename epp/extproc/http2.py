@@ -9,20 +9,62 @@ depends on its bytes alone, and a block seen before is looked up (`Limits.rememb
 from __future__ import annotations
 
 import enum
-import struct
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 
 import msgspec
-from hpack import Decoder, HPACKError, OversizedHeaderListError
 
-from epp.extproc.calls import Call, Malformed, read_call, read_trailers
-from epp.extproc.hpack import Field, HpackError, StatelessDecoder, TooLarge
+from epp.extproc.calls import Call, CallReader, Malformed, read_trailers
+from epp.extproc.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    DATA_AND_PREFIX,
+    DEFAULT_FRAME,
+    DEFAULT_WINDOW,
+    DRAIN_PING,
+    EMPTY_TABLE,
+    ENABLE_PUSH,
+    END_HEADERS,
+    END_STREAM,
+    FRAME,
+    GOAWAY,
+    HAS_PRIORITY,
+    HEADER_TABLE_SIZE,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    MAX_STREAM_ID,
+    MAX_WINDOW,
+    NOT_GRPC_BLOCK,
+    NOT_GRPC_BODY,
+    OK_BLOCK,
+    PADDED,
+    PING,
+    PREFACE,
+    PREFIX,
+    PRIORITY,
+    PUSH_PROMISE,
+    RESPONSE_BLOCK,
+    RST_STREAM,
+    SETTING,
+    SETTINGS,
+    U32,
+    WINDOW_UPDATE,
+    Code,
+    ConnectionFault,
+    StreamFault,
+    goaway,
+    greeting,
+    status_block,
+    strip,
+)
+from epp.extproc.hpack import Field, HpackError, TooLarge
 
 MIB = 1 << 20
-DEFAULT_FRAME = 16_384
-DEFAULT_WINDOW = 65_535
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,25 +102,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     unknown types, errors) tolerated at once; beyond that the connection ends with ENHANCE_YOUR_CALM."""
     chatter_per_s: float = 1_000.0
     """Rate at which that allowance comes back: about 0.2 % of a core, far above keep-alive and bandwidth probes."""
-
-
-class Code(enum.IntEnum):
-    """HTTP/2 error codes (RFC 9113, section 7)."""
-
-    NO_ERROR = 0
-    PROTOCOL_ERROR = 1
-    INTERNAL_ERROR = 2
-    FLOW_CONTROL_ERROR = 3
-    SETTINGS_TIMEOUT = 4
-    STREAM_CLOSED = 5
-    FRAME_SIZE_ERROR = 6
-    REFUSED_STREAM = 7
-    CANCEL = 8
-    COMPRESSION_ERROR = 9
-    CONNECT_ERROR = 10
-    ENHANCE_YOUR_CALM = 11
-    INADEQUATE_SECURITY = 12
-    HTTP_1_1_REQUIRED = 13
 
 
 class Status(enum.IntEnum):
@@ -125,37 +148,6 @@ class Lost(msgspec.Struct, frozen=True, gc=False):
 
 Event = Opened | Received | Ended | Lost
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-MAX_WINDOW = (1 << 31) - 1
-MAX_STREAM_ID = (1 << 31) - 1
-DRAIN_PING = b"epp.bye!"
-
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-ACK = END_STREAM = 0x1
-END_HEADERS = 0x4
-PADDED = 0x8
-HAS_PRIORITY = 0x20
-
-HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = (
-    range(1, 7)
-)
-
-_FRAME = struct.Struct(">LBL")  # 24 bits of length with 8 of type, flags, stream
-_DATA_AND_PREFIX = struct.Struct(">LBLBL")  # a frame header followed by a message's 5 bytes
-_PREFIX = struct.Struct(">BL")
-_U32 = struct.Struct(">L")
-_SETTING = struct.Struct(">HL")
-_PAIR = struct.Struct(">LL")
-
-# Static table entries and literals without indexing (RFC 7541, sections 6.1 and 6.2.2) mean the same whatever table size
-# the peer allows.
-_RESPONSE = b"\x88" + b"\x0f\x10\x10application/grpc"
-_STATUS_OK = b"\x00\x0bgrpc-status\x010"
-_ACCEPTED_ENCODINGS = b"\x00\x14grpc-accept-encoding\x0didentity,gzip"
-_EMPTY_HEADER_TABLE = b"\x20"
-_NOT_GRPC = b"This port speaks gRPC (HTTP/2 with content-type application/grpc).\n"
-_NOT_GRPC_BLOCK = b"\x08\x03415" + b"\x0f\x10\x0atext/plain"
-
 
 class _Stream(msgspec.Struct):
     """One open stream. `queue` holds DATA payloads that wait for credit, `finish` the header block that ends the answer
@@ -174,20 +166,6 @@ class _Stream(msgspec.Struct):
     head_sent: bool = False
     remote_done: bool = False
     heard: bool = False
-
-
-class _ConnectionError(Exception):
-    def __init__(self, code: Code, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-
-
-class _StreamError(Exception):
-    def __init__(self, stream_id: int, code: Code) -> None:
-        super().__init__(stream_id, code)
-        self.stream_id = stream_id
-        self.code = code
 
 
 class Connection:
@@ -209,10 +187,12 @@ class Connection:
         self._draining = False
         self._failed = False
 
-        self._decoder = Decoder(max_header_list_size=limits.max_header_list_bytes)
-        self._stateless_decoder = StatelessDecoder(limits.max_header_list_bytes)
-        self._stateless = False
-        self._remembered: dict[bytes, Call] = {}
+        self._blocks = CallReader(
+            table_bytes=limits.header_table_bytes,
+            max_list_bytes=limits.max_header_list_bytes,
+            remembered_blocks=limits.remembered_blocks,
+            remembered_block_bytes=limits.remembered_block_bytes,
+        )
         self._block: bytearray | None = None
         self._block_id = 0
         self._block_flags = 0
@@ -236,9 +216,7 @@ class Connection:
         self._chatter_since_s = 0.0
         self._now_s = 0.0
 
-        self._out: list[bytes | memoryview] = [_greeting(limits)]
-
-    # --- what the owner sees ---------------------------------------------------------------------------------------
+        self._out: list[bytes | memoryview] = [greeting(_settings(limits), limits.connection_window_bytes)]
 
     @property
     def closing(self) -> bool:
@@ -271,8 +249,6 @@ class Connection:
         self._out = []
         return b"".join(out)
 
-    # --- reading ---------------------------------------------------------------------------------------------------
-
     def receive(self, data: bytes, now_s: float) -> list[Event]:
         """Take bytes as they came; how they are cut makes no difference. Raises nothing: a peer's error closes."""
         events: list[Event] = []
@@ -283,7 +259,7 @@ class Connection:
             data = self._rest + data
         try:
             used = self._parse(data, events) if self._greeted else self._greet(data, events)
-        except _ConnectionError as error:
+        except ConnectionFault as error:
             self._fail(error, events)
             return events
         self._rest = data[used:] if used < len(data) else b""
@@ -299,12 +275,12 @@ class Connection:
         """Check preface and first frame header, then parse on. Returns how many bytes are used up."""
         expected = PREFACE
         if data[: len(expected)] != expected[: len(data)]:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "not an HTTP/2 connection preface")
-        if len(data) < len(expected) + _FRAME.size:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "not an HTTP/2 connection preface")
+        if len(data) < len(expected) + FRAME.size:
             return 0
-        head, flags, _ = _FRAME.unpack_from(data, len(expected))
+        head, flags, _ = FRAME.unpack_from(data, len(expected))
         if head & 0xFF != SETTINGS or flags & ACK:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
         self._greeted = True
         self._chatter_since_s = self._now_s
         return self._parse(data, events, len(expected))
@@ -312,12 +288,12 @@ class Connection:
     def _parse(self, data: bytes, events: list[Event], position: int = 0) -> int:
         size = len(data)
         max_frame = self._limits.max_frame_bytes
-        unpack = _FRAME.unpack_from
+        unpack = FRAME.unpack_from
         while position + 9 <= size:
             head, flags, stream_id = unpack(data, position)
             length = head >> 8
             if length > max_frame:
-                raise _ConnectionError(Code.FRAME_SIZE_ERROR, "frame larger than SETTINGS_MAX_FRAME_SIZE")
+                raise ConnectionFault(Code.FRAME_SIZE_ERROR, "frame larger than SETTINGS_MAX_FRAME_SIZE")
             start = position + 9
             stop = start + length
             if stop > size:
@@ -325,7 +301,7 @@ class Connection:
             kind = head & 0xFF
             stream_id &= MAX_STREAM_ID
             if self._block is not None and (kind != CONTINUATION or stream_id != self._block_id):
-                raise _ConnectionError(Code.PROTOCOL_ERROR, "a header block was interrupted")
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "a header block was interrupted")
             position = stop
             try:
                 if kind == DATA:
@@ -334,7 +310,7 @@ class Connection:
                     self._on_headers(flags, stream_id, data[start:stop], events)
                 else:
                     _ON_FRAME.get(kind, Connection._on_unknown)(self, flags, stream_id, data[start:stop], events)
-            except _StreamError as error:
+            except StreamFault as error:
                 self._spend_chatter()
                 self._reset(error.stream_id, error.code, events)
         return position
@@ -351,13 +327,13 @@ class Connection:
         stream.receivable -= length
         if flags & PADDED:
             if not length or data[start] >= length:
-                raise _ConnectionError(Code.PROTOCOL_ERROR, "padding longer than its frame")
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "padding longer than its frame")
             stop -= data[start]
             start += 1
         if stream.body_left is not None:
             stream.body_left -= stop - start
             if stream.body_left < 0 or (flags & END_STREAM and stream.body_left):
-                raise _StreamError(stream_id, Code.PROTOCOL_ERROR)
+                raise StreamFault(stream_id, Code.PROTOCOL_ERROR)
         if stream.receivable < self._stream_low:
             self._grant_stream(stream)
         if start < stop:
@@ -371,25 +347,23 @@ class Connection:
     def _data_out_of_place(self, stream_id: int, stream: _Stream | None) -> None:
         """DATA where none may come. What was in flight when we closed a stream is no error."""
         if stream_id == 0 or stream_id > self._last_id:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "DATA on an idle stream")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "DATA on an idle stream")
         if stream is not None or stream_id in self._ended_by_peer:
-            raise _StreamError(stream_id, Code.STREAM_CLOSED)
+            raise StreamFault(stream_id, Code.STREAM_CLOSED)
 
     def _grant_connection(self) -> None:
         if self._receivable < 0:
-            raise _ConnectionError(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window allows")
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window allows")
         window = self._limits.connection_window_bytes
-        self._out.append(_FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, 0) + _U32.pack(window - self._receivable))
+        self._out.append(FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, 0) + U32.pack(window - self._receivable))
         self._receivable = window
 
     def _grant_stream(self, stream: _Stream) -> None:
         if stream.receivable < 0:
-            raise _StreamError(stream.id, Code.FLOW_CONTROL_ERROR)
+            raise StreamFault(stream.id, Code.FLOW_CONTROL_ERROR)
         window = self._limits.stream_window_bytes
-        self._out.append(_FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, stream.id) + _U32.pack(window - stream.receivable))
+        self._out.append(FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, stream.id) + U32.pack(window - stream.receivable))
         stream.receivable = window
-
-    # --- messages --------------------------------------------------------------------------------------------------
 
     def _assemble(self, stream: _Stream, data: bytes, start: int, stop: int, events: list[Event]) -> None:
         """Cut gRPC messages out of DATA. A message that lies whole in one frame is copied once."""
@@ -398,7 +372,7 @@ class Connection:
             return
         max_message = self._limits.max_message_bytes
         while stop - start >= 5:
-            flag, length = _PREFIX.unpack_from(data, start)
+            flag, length = PREFIX.unpack_from(data, start)
             if length > max_message:
                 self._refuse_size(stream, events)
                 return
@@ -419,7 +393,7 @@ class Connection:
         if not self._grow(stream, stop - start, events):
             return
         while len(buffer) >= 5:
-            flag, length = _PREFIX.unpack_from(buffer)
+            flag, length = PREFIX.unpack_from(buffer)
             if length > self._limits.max_message_bytes:
                 self._refuse_size(stream, events)
                 return
@@ -497,20 +471,18 @@ class Connection:
     def _answer_not_grpc(self, stream: _Stream) -> None:
         stream.head_sent = True
         if stream.call.bodiless:
-            self._put_headers(stream.id, _NOT_GRPC_BLOCK, END_STREAM)
+            self._put_headers(stream.id, NOT_GRPC_BLOCK, END_STREAM)
             self._forget(stream)
             return
-        self._put_headers(stream.id, _NOT_GRPC_BLOCK, 0)
-        self._enqueue(stream, _NOT_GRPC)
+        self._put_headers(stream.id, NOT_GRPC_BLOCK, 0)
+        self._enqueue(stream, NOT_GRPC_BODY)
         self._finish(stream, b"")
-
-    # --- header blocks ---------------------------------------------------------------------------------------------
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if not stream_id & 1:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "HEADERS on a stream that no client may open")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "HEADERS on a stream that no client may open")
         if flags & (PADDED | HAS_PRIORITY):
-            payload = _strip(flags, stream_id, payload)
+            payload = strip(flags, stream_id, payload)
         if flags & END_HEADERS:
             self._on_block(flags, stream_id, payload, events)
             return
@@ -522,12 +494,12 @@ class Connection:
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         block = self._block
         if block is None:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         block += payload
         self._block_continuations += 1
         limits = self._limits
         if len(block) > limits.max_header_list_bytes or self._block_continuations > limits.max_continuations:
-            raise _ConnectionError(Code.ENHANCE_YOUR_CALM, "header block too large")
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "header block too large")
         if flags & END_HEADERS:
             self._block = None
             self._on_block(self._block_flags, stream_id, bytes(block), events)
@@ -541,11 +513,9 @@ class Connection:
             self._block_out_of_place(stream_id, block)
             return
         self._last_id = stream_id
-        call = self._remembered.get(block) if self._stateless else None
-        if call is None:
-            call = self._read_block(stream_id, block)
+        call = self._read_call(stream_id, block)
         if stream_id > self._refused_from or len(self._streams) >= self._limits.max_concurrent_streams:
-            raise _StreamError(stream_id, Code.REFUSED_STREAM)
+            raise StreamFault(stream_id, Code.REFUSED_STREAM)
         stream = _Stream(stream_id, call, self._limits.stream_window_bytes, self._peer_window, call.body_bytes)
         self._streams[stream_id] = stream
         if call.http_status == 200:
@@ -554,70 +524,61 @@ class Connection:
             stream.deaf = True
         if flags & END_STREAM:
             if call.body_bytes:
-                raise _StreamError(stream_id, Code.PROTOCOL_ERROR)
+                raise StreamFault(stream_id, Code.PROTOCOL_ERROR)
             self._end(stream, events)
 
     def _on_trailers(self, flags: int, stream: _Stream, block: bytes, events: list[Event]) -> None:
-        headers = self._decode(block)
+        headers = self._read_fields(block)
         if stream.remote_done:
-            raise _StreamError(stream.id, Code.STREAM_CLOSED)
+            raise StreamFault(stream.id, Code.STREAM_CLOSED)
         if not flags & END_STREAM or stream.body_left:
-            raise _StreamError(stream.id, Code.PROTOCOL_ERROR)
+            raise StreamFault(stream.id, Code.PROTOCOL_ERROR)
         try:
             read_trailers(headers)
         except Malformed:
-            raise _StreamError(stream.id, Code.PROTOCOL_ERROR) from None
+            raise StreamFault(stream.id, Code.PROTOCOL_ERROR) from None
         self._end(stream, events)
 
     def _block_out_of_place(self, stream_id: int, block: bytes) -> None:
         """A header block on a stream that is over. One in flight when we closed is no error, but feeds the decoder."""
-        self._decode(block)
+        self._read_fields(block)
         if stream_id in self._ended_by_peer:
-            raise _ConnectionError(Code.STREAM_CLOSED, "HEADERS on a closed stream")
+            raise ConnectionFault(Code.STREAM_CLOSED, "HEADERS on a closed stream")
         if stream_id not in self._abandoned:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "HEADERS on a stream number already passed")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "HEADERS on a stream number already passed")
 
-    def _decode(self, block: bytes) -> Iterable[Field]:
+    def _read_fields(self, block: bytes) -> Iterable[Field]:
         try:
-            if self._stateless and self._limits.header_table_bytes == 0:
-                return self._stateless_decoder.decode(block)
-            headers = self._decoder.decode(block, raw=True)
-            self._stateless = self._decoder.header_table_size == 0
-            return headers
-        except (OversizedHeaderListError, TooLarge):
-            raise _ConnectionError(Code.ENHANCE_YOUR_CALM, "header list too large") from None
-        except (HPACKError, HpackError) as error:
-            raise _ConnectionError(Code.COMPRESSION_ERROR, str(error)) from None
+            return self._blocks.fields(block)
+        except TooLarge as error:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error)) from None
+        except HpackError as error:
+            raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from None
 
-    def _read_block(self, stream_id: int, block: bytes) -> Call:
-        stateless = self._stateless
+    def _read_call(self, stream_id: int, block: bytes) -> Call:
         try:
-            call = read_call(self._decode(block))
+            return self._blocks.call(block)
         except Malformed:
-            raise _StreamError(stream_id, Code.PROTOCOL_ERROR) from None
-        # A block that was read while the client's table had room may depend on, or have changed, that table.
-        if stateless and self._stateless and len(block) <= self._limits.remembered_block_bytes:
-            if len(self._remembered) >= self._limits.remembered_blocks:
-                del self._remembered[next(iter(self._remembered))]
-            self._remembered[block] = call
-        return call
-
-    # --- other frames ----------------------------------------------------------------------------------------------
+            raise StreamFault(stream_id, Code.PROTOCOL_ERROR) from None
+        except TooLarge as error:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error)) from None
+        except HpackError as error:
+            raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from None
 
     def _on_priority(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id == 0:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "PRIORITY on the connection")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "PRIORITY on the connection")
         if len(payload) != 5:
-            raise _StreamError(stream_id, Code.FRAME_SIZE_ERROR)
-        if _U32.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
-            raise _StreamError(stream_id, Code.PROTOCOL_ERROR)
+            raise StreamFault(stream_id, Code.FRAME_SIZE_ERROR)
+        if U32.unpack_from(payload)[0] & MAX_STREAM_ID == stream_id:
+            raise StreamFault(stream_id, Code.PROTOCOL_ERROR)
         self._spend_chatter()
 
     def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id == 0 or stream_id > self._last_id:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
         if len(payload) != 4:
-            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
         stream = self._streams.get(stream_id)
         if stream is None or not stream.heard:
             self._spend_chatter()
@@ -628,22 +589,18 @@ class Connection:
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "SETTINGS on a stream")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS on a stream")
         self._spend_chatter()
         if flags & ACK:
             if payload:
-                raise _ConnectionError(Code.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
-            # A peer that shrinks its table without saying so is harmless as long as it does not refer to it.
-            decoder = self._decoder
-            decoder.max_allowed_table_size = self._limits.header_table_bytes
-            decoder.header_table_size = min(decoder.header_table_size, decoder.max_allowed_table_size)
-            self._stateless = decoder.header_table_size == 0
+                raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
+            self._blocks.acknowledged()
             return
         if len(payload) % 6:
-            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes")
-        for name, value in _SETTING.iter_unpack(payload):
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes")
+        for name, value in SETTING.iter_unpack(payload):
             self._apply_setting(name, value)
-        self._out.append(_FRAME.pack(SETTINGS, ACK, 0))
+        self._out.append(FRAME.pack(SETTINGS, ACK, 0))
         self._pump()
 
     def _apply_setting(self, name: int, value: int) -> None:
@@ -651,66 +608,66 @@ class Connection:
             self._change_peer_window(value)
         elif name == MAX_FRAME_SIZE:
             if not DEFAULT_FRAME <= value < 1 << 24:
-                raise _ConnectionError(Code.PROTOCOL_ERROR, "SETTINGS_MAX_FRAME_SIZE out of range")
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS_MAX_FRAME_SIZE out of range")
             self._peer_frame = value
         elif name == ENABLE_PUSH:
             if value > 1:
-                raise _ConnectionError(Code.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is neither 0 nor 1")
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is neither 0 nor 1")
         elif name == HEADER_TABLE_SIZE and value < 4096 and not self._encoder_emptied:
             # RFC 9113, section 4.3.1: the next block must say that the table has shrunk. Size 0 fits all later settings.
             self._encoder_emptied = True
-            self._block_prefix = _EMPTY_HEADER_TABLE
+            self._block_prefix = EMPTY_TABLE
 
     def _change_peer_window(self, value: int) -> None:
         if value > MAX_WINDOW:
-            raise _ConnectionError(Code.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE out of range")
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE out of range")
         change = value - self._peer_window
         self._peer_window = value
         for stream in self._streams.values():
             stream.sendable += change
             if stream.sendable > MAX_WINDOW:
-                raise _ConnectionError(Code.FLOW_CONTROL_ERROR, "window above 2^31-1")
+                raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "window above 2^31-1")
             if stream.queue and stream.sendable > 0:
                 self._waiting[stream.id] = stream
 
     def _on_push_promise(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        raise _ConnectionError(Code.PROTOCOL_ERROR, "a client cannot push")
+        raise ConnectionFault(Code.PROTOCOL_ERROR, "a client cannot push")
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "PING on a stream")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
-            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "PING is not 8 bytes")
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "PING is not 8 bytes")
         self._spend_chatter()
         if not flags & ACK:
-            self._out.append(_FRAME.pack(8 << 8 | PING, ACK, 0) + payload)
+            self._out.append(FRAME.pack(8 << 8 | PING, ACK, 0) + payload)
         elif self._draining and payload == DRAIN_PING:
             self._close_door()
 
     def _on_goaway(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "GOAWAY on a stream")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
-            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 bytes")
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 bytes")
         self._spend_chatter()
 
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if len(payload) != 4:
-            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
-        increment = _U32.unpack(payload)[0] & MAX_STREAM_ID
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
+        increment = U32.unpack(payload)[0] & MAX_STREAM_ID
         if stream_id == 0:
             self._widen_connection(increment)
             return
         if stream_id > self._last_id:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
         stream = self._streams.get(stream_id)
         if stream is None:
             return
         if not increment:
-            raise _StreamError(stream_id, Code.PROTOCOL_ERROR)
+            raise StreamFault(stream_id, Code.PROTOCOL_ERROR)
         stream.sendable += increment
         if stream.sendable > MAX_WINDOW:
-            raise _StreamError(stream_id, Code.FLOW_CONTROL_ERROR)
+            raise StreamFault(stream_id, Code.FLOW_CONTROL_ERROR)
         if stream.queue:
             self._waiting[stream_id] = stream
             self._pump()
@@ -720,10 +677,10 @@ class Connection:
 
     def _widen_connection(self, increment: int) -> None:
         if not increment:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
         self._sendable += increment
         if self._sendable > MAX_WINDOW:
-            raise _ConnectionError(Code.FLOW_CONTROL_ERROR, "window above 2^31-1")
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "window above 2^31-1")
         if self._waiting:
             self._pump()
 
@@ -736,9 +693,7 @@ class Connection:
         self._chatter = min(float(limits.chatter_burst), since_s * limits.chatter_per_s) - 1.0
         self._chatter_since_s = self._now_s
         if self._chatter < 0.0:
-            raise _ConnectionError(Code.ENHANCE_YOUR_CALM, "too many frames without a message")
-
-    # --- writing ---------------------------------------------------------------------------------------------------
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames without a message")
 
     def send(self, stream_id: int, message: bytes) -> bool:
         """Queue one message. False when the stream was reset because too much waits for the peer; True otherwise, also
@@ -749,17 +704,17 @@ class Connection:
         out = self._out
         if not stream.head_sent:
             stream.head_sent = True
-            self._put_headers(stream_id, _RESPONSE, 0)
+            self._put_headers(stream_id, RESPONSE_BLOCK, 0)
         length = len(message)
         size = length + 5
         # What waits already cannot be overtaken: while anything waits, one of the windows is used up or the socket is full.
         if size <= stream.sendable and size <= self._sendable and size <= self._peer_frame and not self._held:
             stream.sendable -= size
             self._sendable -= size
-            out.append(_DATA_AND_PREFIX.pack(size << 8, 0, stream_id, 0, length))
+            out.append(DATA_AND_PREFIX.pack(size << 8, 0, stream_id, 0, length))
             out.append(message)
             return True
-        self._enqueue(stream, _PREFIX.pack(0, length) + message)
+        self._enqueue(stream, PREFIX.pack(0, length) + message)
         limits = self._limits
         if stream.queued <= limits.max_queued_bytes and self._queued <= limits.max_connection_queued_bytes:
             return True
@@ -772,8 +727,8 @@ class Connection:
         stream = self._streams.get(stream_id)
         if stream is None or stream.finish is not None:
             return
-        block = _STATUS_OK if status == 0 and not message else _status_block(status, message)
-        self._finish(stream, block if stream.head_sent else _RESPONSE + block)
+        block = OK_BLOCK if status == 0 and not message else status_block(status, message)
+        self._finish(stream, block if stream.head_sent else RESPONSE_BLOCK + block)
 
     def hold(self) -> None:
         """Keep payloads back until `release`: the socket takes no more for now."""
@@ -788,29 +743,29 @@ class Connection:
         if self._draining or self._failed:
             return
         self._draining = True
-        self._out.append(_goaway(MAX_STREAM_ID, Code.NO_ERROR))
-        self._out.append(_FRAME.pack(8 << 8 | PING, 0, 0) + DRAIN_PING)
+        self._out.append(goaway(MAX_STREAM_ID, Code.NO_ERROR))
+        self._out.append(FRAME.pack(8 << 8 | PING, 0, 0) + DRAIN_PING)
 
     def abort(self) -> list[Event]:
         """End every stream now; one `Lost` for each. `closing` is True afterwards."""
         if self._failed:
             return []
         self._failed = True
-        self._out.append(_goaway(self._last_id, Code.NO_ERROR))
+        self._out.append(goaway(self._last_id, Code.NO_ERROR))
         return self._lose_all()
 
     def _close_door(self) -> None:
         self._refused_from = self._last_id
-        self._out.append(_goaway(self._last_id, Code.NO_ERROR))
+        self._out.append(goaway(self._last_id, Code.NO_ERROR))
 
     def _put_headers(self, stream_id: int, block: bytes, flags: int) -> None:
         if self._block_prefix:
             block = self._block_prefix + block
             self._block_prefix = b""
-        self._out.append(_FRAME.pack(len(block) << 8 | HEADERS, flags | END_HEADERS, stream_id) + block)
+        self._out.append(FRAME.pack(len(block) << 8 | HEADERS, flags | END_HEADERS, stream_id) + block)
 
     def _put_reset(self, stream_id: int, code: Code) -> None:
-        self._out.append(_FRAME.pack(4 << 8 | RST_STREAM, 0, stream_id) + _U32.pack(code))
+        self._out.append(FRAME.pack(4 << 8 | RST_STREAM, 0, stream_id) + U32.pack(code))
 
     def _enqueue(self, stream: _Stream, payload: bytes) -> None:
         if stream.queue is None:
@@ -832,7 +787,7 @@ class Connection:
         if block:
             self._put_headers(stream.id, block, END_STREAM)
         else:
-            self._out.append(_FRAME.pack(DATA, END_STREAM, stream.id))
+            self._out.append(FRAME.pack(DATA, END_STREAM, stream.id))
         if not stream.remote_done:
             # The peer may stop sending: its answer is complete (RFC 9113, section 8.1).
             self._put_reset(stream.id, Code.NO_ERROR)
@@ -865,10 +820,8 @@ class Connection:
         stream.queued -= size
         self._sendable -= size
         self._queued -= size
-        self._out.append(_FRAME.pack(size << 8 | DATA, 0, stream.id))
+        self._out.append(FRAME.pack(size << 8 | DATA, 0, stream.id))
         self._out.append(payload)
-
-    # --- endings ---------------------------------------------------------------------------------------------------
 
     def _forget(self, stream: _Stream) -> None:
         stream_id = stream.id
@@ -894,14 +847,13 @@ class Connection:
         events: list[Event] = [Lost(stream_id) for stream_id in self._streams]
         self._streams.clear()
         self._waiting.clear()
-        self._remembered.clear()
         self._rest = b""
         self._queued = self._assembling = 0
         return events
 
-    def _fail(self, error: _ConnectionError, events: list[Event]) -> None:
+    def _fail(self, error: ConnectionFault, events: list[Event]) -> None:
         self._failed = True
-        self._out.append(_goaway(self._last_id, error.code, error.reason))
+        self._out.append(goaway(self._last_id, error.code, error.reason))
         events += self._lose_all()
 
 
@@ -917,74 +869,11 @@ _ON_FRAME: dict[int, Callable[[Connection, int, int, bytes, list[Event]], None]]
 }
 
 
-def _greeting(limits: Limits) -> bytes:
-    settings = (
+def _settings(limits: Limits) -> tuple[tuple[int, int], ...]:
+    return (
         (HEADER_TABLE_SIZE, limits.header_table_bytes),
         (MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams),
         (INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
         (MAX_FRAME_SIZE, limits.max_frame_bytes),
         (MAX_HEADER_LIST_SIZE, limits.max_header_list_bytes),
     )
-    payload = b"".join(_SETTING.pack(name, value) for name, value in settings)
-    greeting = _FRAME.pack(len(payload) << 8 | SETTINGS, 0, 0) + payload
-    more = limits.connection_window_bytes - DEFAULT_WINDOW
-    if more > 0:
-        greeting += _FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, 0) + _U32.pack(more)
-    return greeting
-
-
-def _goaway(last_id: int, code: Code, reason: str = "") -> bytes:
-    debug = reason.encode()
-    return _FRAME.pack((8 + len(debug)) << 8 | GOAWAY, 0, 0) + _PAIR.pack(last_id, code) + debug
-
-
-def _strip(flags: int, stream_id: int, payload: bytes) -> bytes:
-    """The header block fragment of a HEADERS payload, without padding and priority."""
-    start = 0
-    stop = len(payload)
-    if flags & PADDED:
-        if not payload:
-            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "HEADERS without its padding length")
-        stop -= payload[0]
-        start = 1
-    if flags & HAS_PRIORITY:
-        if len(payload) < start + 5:
-            raise _ConnectionError(Code.FRAME_SIZE_ERROR, "HEADERS without its priority")
-        if _U32.unpack_from(payload, start)[0] & MAX_STREAM_ID == stream_id:
-            raise _ConnectionError(Code.PROTOCOL_ERROR, "a stream cannot depend on itself")
-        start += 5
-    if stop < start:
-        raise _ConnectionError(Code.PROTOCOL_ERROR, "padding longer than its frame")
-    return payload[start:stop]
-
-
-def _status_block(status: int, message: str) -> bytes:
-    """Trailers for `status`; the message is percent-encoded as gRPC asks, and cut at 1,000 characters."""
-    block = _literal(b"grpc-status", b"%d" % status)
-    if message:
-        block += _literal(b"grpc-message", b"".join(map(_percent, message[:1000].encode())))
-    if status == Status.UNIMPLEMENTED:
-        block += _ACCEPTED_ENCODINGS
-    return block
-
-
-def _percent(octet: int) -> bytes:
-    return b"%c" % octet if 0x20 <= octet <= 0x7E and octet != 0x25 else b"%%%02X" % octet
-
-
-def _literal(name: bytes, value: bytes) -> bytes:
-    """A literal field without indexing, new name (RFC 7541, section 6.2.2)."""
-    return b"\x00" + _length(len(name)) + name + _length(len(value)) + value
-
-
-def _length(value: int) -> bytes:
-    """A string length with a 7-bit prefix, no Huffman (RFC 7541, section 5.1)."""
-    if value < 127:
-        return bytes((value,))
-    out = bytearray((127,))
-    value -= 127
-    while value >= 128:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -150,8 +150,6 @@ class _Link(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
 
-    # --- what asyncio calls ----------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do what asyncio.Transport asks without deriving from it.
         self._transport = cast(asyncio.Transport, transport)
@@ -203,8 +201,6 @@ class _Link(asyncio.Protocol):
         self._pay()
         self._server.left(self)
 
-    # --- what the server calls -------------------------------------------------------------------------------------
-
     @property
     def open_streams(self) -> int:
         return self._http2.open_streams
@@ -225,8 +221,6 @@ class _Link(asyncio.Protocol):
 
     def cut(self) -> None:
         self._transport.abort()
-
-    # --- calls -----------------------------------------------------------------------------------------------------
 
     def _open(self, event: Opened) -> None:
         stream_id = event.stream_id
@@ -296,8 +290,6 @@ class _Link(asyncio.Protocol):
         if call.timer is not None:
             call.timer.cancel()
 
-    # --- what a session's stream calls -----------------------------------------------------------------------------
-
     def send(self, call: _Call, stream_id: int, message: bytes) -> None:
         if not self._http2.send(stream_id, message):
             call.over = True
@@ -320,8 +312,6 @@ class _Link(asyncio.Protocol):
         """Tell sessions whose calls ended inside one of their own methods that nothing more will come."""
         while self._owed:
             self._lose(*self._owed.pop())
-
-    # --- bytes -----------------------------------------------------------------------------------------------------
 
     def _flush_soon(self) -> None:
         if not self._flushing:

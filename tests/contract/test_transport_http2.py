@@ -11,7 +11,8 @@ import hpack
 import pytest
 
 from epp.extproc import server as server_module
-from epp.extproc.http2 import PREFACE, Limits
+from epp.extproc.frames import PREFACE
+from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
 from epp.extproc.transport import OpenSession, Stream
 from tests.contract.transports import Echo, Silent, serving, until

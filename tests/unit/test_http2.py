@@ -17,9 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epp.extproc.frames import PREFACE, Code
 from epp.extproc.http2 import (
-    PREFACE,
-    Code,
     Connection,
     Ended,
     Event,
@@ -139,9 +138,6 @@ def goaway_code(output: bytes) -> int:
     return last
 
 
-# --- calls -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_call_from_headers_to_trailers() -> None:
     peer = Peer()
     stream_id = peer.open((("grpc-timeout", "1500m"),))
@@ -256,9 +252,6 @@ def test_malformed_header_fields_reset_their_stream_only(fields: list[tuple[str,
     assert ours.receive(frame(1, 4, 3, encoder.encode(HEADERS)), 0.0) == [Opened(3, PATH, None)]
 
 
-# --- messages --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("encoding", "flag", "payload", "status"),
     [
@@ -352,9 +345,6 @@ def test_unfinished_messages_of_all_streams_are_bounded() -> None:
     peer.h2.reset_stream(ids[0])
     peer.turn()
     assert peer.ours.assembling_bytes == 20_000
-
-
-# --- flow control ----------------------------------------------------------------------------------------------------
 
 
 def test_the_client_always_gets_new_credit() -> None:
@@ -512,9 +502,6 @@ def test_streams_that_wait_for_the_connection_take_turns() -> None:
     assert peer.bodies[small] == framed(bytes(10))
 
 
-# --- header compression ----------------------------------------------------------------------------------------------
-
-
 def test_blocks_are_read_by_the_library_only_when_new() -> None:
     ours, encoder = hello()
     block = encoder.encode(HEADERS)
@@ -522,7 +509,7 @@ def test_blocks_are_read_by_the_library_only_when_new() -> None:
     ours.receive(frame(1, 4, 1, block), 0.0)
     block = encoder.encode(HEADERS)
     ours.receive(frame(1, 4, 3, block), 0.0)
-    ours._decoder = ours._stateless_decoder = None  # type: ignore[assignment]  # whoever decodes now, fails
+    ours._blocks._stateless_decoder = None  # type: ignore[assignment]  # whoever decodes now, fails
     assert ours.receive(frame(1, 4, 5, block), 0.0) == [Opened(5, PATH, None)]
 
 
@@ -572,7 +559,7 @@ def test_remembered_blocks_are_bounded() -> None:
     for number in range(200):
         block = encoder.encode([*HEADERS, ("x-request-id", str(number))])
         ours.receive(frame(1, 4, 2 * number + 1, block) + frame(3, 0, 2 * number + 1, bytes(4)), 0.0)
-    assert len(ours._remembered) == Limits().remembered_blocks
+    assert len(ours._blocks.remembered) == Limits().remembered_blocks
 
 
 def test_a_peer_that_shrinks_its_table_is_told_so_once() -> None:
@@ -606,8 +593,6 @@ def test_a_small_block_that_unfolds_to_a_huge_list_ends_the_connection() -> None
     assert goaway_code(ours.take_output()) == Code.ENHANCE_YOUR_CALM
     assert peer.code() is None
 
-
-# --- hostile peers ---------------------------------------------------------------------------------------------------
 
 FLOODS: dict[str, Callable[[hpack.Encoder, int], bytes]] = {
     "ping": lambda encoder, turn: frame(6, 0, 0, bytes(8)),
@@ -686,9 +671,6 @@ def test_what_is_not_http2_ends_at_once(data: bytes) -> None:
     assert goaway_code(ours.take_output()) == Code.PROTOCOL_ERROR
 
 
-# --- going away ------------------------------------------------------------------------------------------------------
-
-
 def test_drain_serves_what_crosses_it_then_closes_the_door() -> None:
     peer = Peer()
     first = peer.open()
@@ -716,9 +698,6 @@ def test_abort_loses_every_call_and_says_goaway() -> None:
     assert peer.ours.closing
     assert goaway_code(peer.ours.take_output()) == Code.NO_ERROR
     assert peer.ours.abort() == []
-
-
-# --- any cut ---------------------------------------------------------------------------------------------------------
 
 
 def conversation(chance: random.Random) -> bytes:
