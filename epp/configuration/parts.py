@@ -175,11 +175,11 @@ class ExtractorSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel
 class FileDiscovery(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Endpoints listed in a file.
 
-    It is read anew when it changes, if `watch_file`.
+    It is read anew when it changes, unless `watch_file` is false.
     """
 
     path: str
-    watch_file: bool = False
+    watch_file: bool = True
 
 
 class NoParameters(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
