@@ -450,7 +450,7 @@ def test_wishes_that_were_overtaken_leave_the_heap() -> None:
 
 def test_a_moved_hidden_entry_waits_in_its_new_line_only() -> None:
     endpoints, ledger = pool()
-    ledger.take(0, 5_000, 1.0, sees_body=False)
+    ledger.take(0, 40_000, 1.0, sees_body=False)
     moved = ledger.take(0, 10_000, 1.0, sees_body=False)
     ledger.take(1, 50_000, 1.0, sees_body=False)
     ledger.move(moved, 1, 1.1)

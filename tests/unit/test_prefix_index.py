@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from numpy.typing import NDArray
@@ -228,6 +228,7 @@ def test_the_bound_over_all_endpoints_holds(steps: list[tuple[int, str]], bound:
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 5), max_size=40)), max_size=30), st.integers(1, 12)
 )
+@example(steps=[(0, [0, 1, 0]), (0, [0, 0, 0])], capacity=3)
 @settings(max_examples=100, deadline=None)
 def test_colliding_fingerprints_do_no_harm(steps: list[tuple[int, list[int]]], capacity: int) -> None:
     """A client that forges collisions gets wrong hits for itself; the index neither raises nor outgrows its bounds."""
