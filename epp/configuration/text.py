@@ -9,6 +9,10 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from epp.configuration.problems import Problems
+from epp.nesting import is_deeper
+
+MAX_DEPTH = 32
+"""Levels of nesting in a configuration; what the plugins know needs eight."""
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
@@ -24,6 +28,9 @@ def parse(text: str, problems: Problems) -> yaml.Node | None:
     if text.lstrip().startswith("{"):
         # JSON may be indented by tabs, which YAML forbids. In JSON a tab never stands inside a string.
         text = text.replace("\t", " ")
+    if is_deeper(text, MAX_DEPTH):
+        problems.add(1, "", f"nested deeper than {MAX_DEPTH} levels")
+        return None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

@@ -10,6 +10,7 @@ import yaml
 from epp.discovery.names import host
 from epp.discovery.source import DiscoveryError
 from epp.endpoint import Endpoint
+from epp.nesting import is_deeper
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -47,7 +48,8 @@ def _compose(data: bytes, file: str) -> yaml.Node | None:
         if text.lstrip().startswith("{"):
             # Tabs between JSON's tokens are right in JSON and wrong in YAML; in its strings they are wrong in both.
             text = text.replace("\t", " ")
-        _refuse_depth(text, file)
+        if is_deeper(text, MAX_DEPTH):
+            raise DiscoveryError(f"{file}: nested deeper than {MAX_DEPTH} levels")
         node: yaml.Node | None = yaml.compose(text, Loader=yaml.CSafeLoader)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -59,18 +61,6 @@ def _compose(data: bytes, file: str) -> yaml.Node | None:
     except (yaml.YAMLError, RecursionError) as error:
         raise DiscoveryError(f"{file}: neither YAML nor JSON: {error}") from None
     return node
-
-
-def _refuse_depth(text: str, file: str) -> None:
-    # The C composer recurses without a limit: 100,000 opening brackets overflow its stack and kill the process.
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise DiscoveryError(f"{file}: nested deeper than {MAX_DEPTH} levels")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
 
 
 class _Reader:

@@ -243,7 +243,10 @@ MISTAKES = [
     ("", ["1: the file is empty"]),
     ("# nothing\n", ["1: the file is empty"]),
     ("- a\n", ["1: expected a mapping, got a list"]),
-    ("[" * 100_000, ["1: cannot be read as YAML: maximum recursion depth exceeded"]),
+    ("[" * 500_000, ["1: nested deeper than 32 levels"]),
+    ("- " * 100_000, ["1: nested deeper than 32 levels"]),
+    ('{"a":' * 500_000, ["1: nested deeper than 32 levels"]),
+    ("\udcff", ["1: cannot be read as YAML: unacceptable character #xdcff: special characters are not allowed"]),
     ("a: \0\n", ["1: cannot be read as YAML: unacceptable character #x0000: special characters are not allowed"]),
     (
         HEAD + "plugins:\n- type: no.such.module:Thing\n- type: json:dumps\n- type: json:JSONDecodeErrors\n",
