@@ -249,6 +249,7 @@ class _Link(asyncio.Protocol):
         if type(event) is Ended:
             self._release(event.stream_id, call)
             self._tell(event.stream_id, call, True)
+            call.session = None
             return
         self._lose(event.stream_id, call)
 
@@ -262,6 +263,8 @@ class _Link(asyncio.Protocol):
                 call.session.abandoned()
             except Exception:
                 self._broken(stream_id, call)
+        # The session holds the call: together they would live until the collector came by, with all the request's bytes.
+        call.session = None
 
     def _tell(self, stream_id: int, call: _Call, clean: bool) -> None:
         if call.told or call.session is None:
@@ -279,6 +282,7 @@ class _Link(asyncio.Protocol):
         self._release(stream_id, call)
         self._http2.close(stream_id, Status.INTERNAL, "internal error")
         self._tell(stream_id, call, False)
+        call.session = None
 
     def _expire(self, stream_id: int, call: _Call) -> None:
         self._http2.close(stream_id, Status.DEADLINE_EXCEEDED, "deadline exceeded")
@@ -302,6 +306,7 @@ class _Link(asyncio.Protocol):
         self._http2.close(stream_id, status, message)
         if call.told:
             self._release(stream_id, call)
+            call.session = None
         else:
             # Not now: the session is in the middle of its own method.
             self._owed.append((stream_id, call))
