@@ -65,6 +65,8 @@ _REQUEST_BODY = 4 << 3 | 2
 _RESPONSE_BODY = 5 << 3 | 2
 _END = b"\x10\x01"
 _END_OF_HEADERS = b"\x18\x01"
+_NO_METADATA = b"B\x00"
+"""An empty `metadata_context`, which Envoy 1.40 puts behind every part. A body that ends so without one is left to upb."""
 _REMEMBERED_BYTES = 256
 """Largest header entry or metadata that is remembered, so that memory stays bounded whatever clients send."""
 
@@ -79,17 +81,19 @@ def _decode_fast(message: bytes) -> Event | None:
     """None where the message is not laid out as Envoy lays it out, whether or not it means something."""
     tag = message[0] if message else 0
     if tag == _RESPONSE_BODY:
-        going, last, size = _response_body_layouts(len(message))
+        stop = len(message) - 2 if message.endswith(_NO_METADATA) else len(message)
+        going, last, size = _response_body_layouts(stop)
         if message.startswith(going):
-            return ResponseBody(message[size:], False)
-        if message.startswith(last) and message.endswith(_END):
-            return ResponseBody(message[len(last) : -2], True)
+            return ResponseBody(message[size:stop], False)
+        if message.startswith(last) and message.endswith(_END, 0, stop):
+            return ResponseBody(message[len(last) : stop - 2], True)
     elif tag == _REQUEST_BODY:
-        going, last, size = _request_body_layouts(len(message))
+        stop = len(message) - 2 if message.endswith(_NO_METADATA) else len(message)
+        going, last, size = _request_body_layouts(stop)
         if message.startswith(going):
-            return RequestBody(message[size:], False)
-        if message.startswith(last) and message.endswith(_END):
-            return RequestBody(message[len(last) : -2], True)
+            return RequestBody(message[size:stop], False)
+        if message.startswith(last) and message.endswith(_END, 0, stop):
+            return RequestBody(message[len(last) : stop - 2], True)
     elif tag in (_REQUEST_HEADERS, _RESPONSE_HEADERS):
         return _decode_headers(message, tag)
     return None
