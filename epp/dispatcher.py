@@ -27,7 +27,7 @@ from epp.openai.body import OPAQUE, Parsed, parse
 from epp.openai.rewrite import rewrite_model
 from epp.openai.tokens import TokenEstimator
 from epp.openai.usage import Usage, usage
-from epp.pipeline import Pick, Pipeline
+from epp.pipeline import Pick, Pipeline, least_in_flight
 from epp.prefix.fingerprints import fingerprints, seed_of
 from epp.prefix.index import PrefixIndex
 from epp.request import BLOCK_BYTES, NO_FINGERPRINTS, Request
@@ -59,24 +59,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Account:
     """One routed request until its end: what to settle, and with whom."""
 
-    __slots__ = ("content_type", "endpoint", "entry", "kind", "opened_s", "request", "sees_answer", "status", "ttft_s")
+    __slots__ = ("content_type", "endpoint", "entry", "kind", "opened_s", "request", "status", "ttft_s")
 
-    def __init__(
-        self,
-        request: Request,
-        kind: Kind,
-        endpoint: Endpoint,
-        entry: Entry,
-        opened_s: float,
-        *,
-        sees_answer: bool,
-    ) -> None:
+    def __init__(self, request: Request, kind: Kind, endpoint: Endpoint, entry: Entry, opened_s: float) -> None:
         self.request = request
         self.kind = kind
         self.endpoint = endpoint
         self.entry = entry
         self.opened_s = opened_s
-        self.sees_answer = sees_answer
         self.status = 0
         self.content_type = ""
         self.ttft_s: float | None = None
@@ -86,7 +76,7 @@ class Dispatcher:
     """Implements `epp.extproc.events.Dispatcher`.
 
     `timer` is a monotonic clock in seconds for measuring our own stages; `faults(kind, error)` takes note of a bug of ours
-    that degraded a pick.
+    that was done without, `kind` being the step that failed: read, pick, steer, record or usage.
     """
 
     def __init__(
@@ -121,24 +111,16 @@ class Dispatcher:
     # --- the pick --------------------------------------------------------------------------------------------------
 
     def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account]:
-        """Read, pick, take the ledger entry, and say where to. Raises Drop."""
-        try:
-            return self._route(arrival, opened_s, now_s)
-        except Drop:
-            raise
-        except Exception as error:
-            # A bug of ours costs the quality of this pick, never the request.
-            self._faults("route", error)
-            return self._anywhere(arrival, opened_s, now_s)
+        """Read, pick, take the ledger entry, and say where to. Raises Drop.
 
-    def _route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account]:
+        A bug of ours on the way costs the quality of this pick, never the request.
+        """
         began = self._timer()
         request: Request | None = None
         try:
-            parsed = parse(arrival.headers, arrival.body, truncated=arrival.truncated) if arrival.has_body else OPAQUE
-            request = self._request(arrival, parsed)
+            parsed, request = self._read(arrival)
             read = self._timer()
-            pick, hit_share = self._pick(request, self._eligible(arrival.subset), now_s)
+            pick, hit_share = self._choose(request, self._eligible(arrival.subset), now_s)
         except Drop as drop:
             self._metrics.refused(*_labels(request), OUTCOMES[drop.reason])
             raise
@@ -149,15 +131,15 @@ class Dispatcher:
         self._metrics.stage("decide", decided - read)
         return routed
 
-    def _anywhere(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account]:
-        """The eligible endpoint with the fewest requests in flight, whatever the request says."""
-        candidates = self._endpoints.candidates(now_s, None, self._eligible(arrival.subset))
-        index = int(candidates.in_flight.argmin())
-        request = self._request(arrival, OPAQUE)
-        entry = self._ledger.take(int(candidates.slots[index]), 0, now_s, sees_body=False)
-        self._metrics.decided(*_labels(request), request.body_bytes, 0)
-        account = Account(request, Kind.OPAQUE, candidates[index], entry, opened_s, sees_answer=arrival.sees_answer)
-        return Steer(destination=candidates[index].destination), account
+    def _read(self, arrival: Arrival) -> tuple[Parsed, Request]:
+        try:
+            parsed = parse(arrival.headers, arrival.body, truncated=arrival.truncated) if arrival.has_body else OPAQUE
+            return parsed, self._request(arrival, parsed)
+        except Drop:
+            raise
+        except Exception as error:
+            self._faults("read", error)
+            return OPAQUE, self._request(arrival, OPAQUE)
 
     def _request(self, arrival: Arrival, parsed: Parsed) -> Request:
         headers = arrival.headers
@@ -205,15 +187,21 @@ class Dispatcher:
             )
         return slots
 
-    def _pick(self, request: Request, slots: IntArray | None, now_s: float) -> tuple[Pick, float]:
+    def _choose(self, request: Request, slots: IntArray | None, now_s: float) -> tuple[Pick, float]:
         """The pick, and the share of the prompt that its first endpoint is believed to have cached, [0, 1]."""
-        self._ledger.advance(now_s)
-        blocks = len(request.fingerprints)
-        hits = self._index.match(request.fingerprints) if blocks else None
-        pick = self._pipeline.pick(request, self._endpoints.candidates(now_s, hits, slots))
-        slot = pick.slots[0]
-        held = hits.item(slot) if hits is not None and slot < len(hits) else 0
-        return pick, held / blocks if blocks else 0.0
+        try:
+            self._ledger.advance(now_s)
+            blocks = len(request.fingerprints)
+            hits = self._index.match(request.fingerprints) if blocks else None
+            pick = self._pipeline.pick(request, self._endpoints.candidates(now_s, hits, slots))
+            slot = pick.slots[0]
+            held = hits.item(slot) if hits is not None and slot < len(hits) else 0
+            return pick, held / blocks if blocks else 0.0
+        except Drop:
+            raise
+        except Exception as error:
+            self._faults("pick", error)
+            return least_in_flight(self._endpoints.candidates(now_s, None, slots)), 0.0
 
     def _commit(
         self,
@@ -226,36 +214,55 @@ class Dispatcher:
         now_s: float,
     ) -> tuple[Steer, Account]:
         """Take what was decided: ledger, prefix index, metrics, and the words for Envoy."""
-        slot, endpoint = pick.slots[0], pick.endpoints[0]
-        look = arrival.can_look and parsed.prompt_bytes > 0 and self._rng.random() < self._policy.look_share
-        sees_answer = arrival.sees_answer or look
+        endpoint = pick.endpoints[0]
+        rewritten = request.target_model != request.model
+        # The answer of a rewritten model has to be seen: its name is turned back there.
+        look = arrival.can_look and (rewritten or self._samples(parsed))
+        steer = self._steer(arrival, request, pick, look)
         entry = self._ledger.take(
-            slot,
+            pick.slots[0],
             round(request.prompt_tokens * (1.0 - hit_share)),
             now_s,
             # The first byte of an answer that is not streamed comes with its last: it says nothing about prefill.
-            sees_body=sees_answer and parsed.stream,
+            sees_body=(arrival.sees_answer or look) and parsed.stream,
         )
-        if len(request.fingerprints):
-            self._index.record(slot, request.fingerprints)
-            self._metrics.prefix_match(hit_share, round(request.prompt_bytes * hit_share))
+        # From here on a failure would leave an entry that nobody releases.
+        try:
+            self._record(request, pick, hit_share, now_s)
+        except Exception as error:
+            self._faults("record", error)
+        return steer, Account(request, parsed.kind, endpoint, entry, opened_s)
+
+    def _samples(self, parsed: Parsed) -> bool:
+        """Whether this answer's body is asked for, to learn from."""
+        return parsed.prompt_bytes > 0 and self._rng.random() < self._policy.look_share
+
+    def _record(self, request: Request, pick: Pick, hit_share: float, now_s: float) -> None:
         self._metrics.decided(*_labels(request), request.body_bytes, request.prompt_tokens)
-        self._metrics.picked(endpoint, request.target_model)
+        self._metrics.picked(pick.endpoints[0], request.target_model)
+        if len(request.fingerprints):
+            self._index.record(pick.slots[0], request.fingerprints)
+            self._metrics.prefix_match(hit_share, round(request.prompt_bytes * hit_share))
         self._decisions.note(request, pick, now_s)
-        account = Account(request, parsed.kind, endpoint, entry, opened_s, sees_answer=sees_answer)
-        return self._steer(arrival, request, pick, look), account
 
     def _steer(self, arrival: Arrival, request: Request, pick: Pick, look: bool) -> Steer:
+        destination = ",".join([endpoint.destination for endpoint in pick.endpoints])
         rewritten = request.target_model != request.model
-        return Steer(
-            destination=",".join([endpoint.destination for endpoint in pick.endpoints]),
-            set_headers=() if "x-request-id" in arrival.headers else (("x-request-id", request.request_id),),
-            remove_headers=tuple(name for name in CONTROL_HEADERS if name in arrival.headers),
-            body=rewrite_model(arrival.body, request.target_model, truncated=arrival.truncated) if rewritten else None,
-            turn_back=(request.target_model, request.model) if rewritten else None,
-            look=look,
-            scores=pick.scores_by_destination() if self._policy.emit_scores else None,
-        )
+        try:
+            return Steer(
+                destination=destination,
+                set_headers=() if "x-request-id" in arrival.headers else (("x-request-id", request.request_id),),
+                remove_headers=tuple([name for name in CONTROL_HEADERS if name in arrival.headers]),
+                body=rewrite_model(arrival.body, request.target_model, truncated=arrival.truncated)
+                if rewritten
+                else None,
+                turn_back=(request.target_model, request.model) if rewritten else None,
+                look=look,
+                scores=pick.scores_by_destination() if self._policy.emit_scores else None,
+            )
+        except Exception as error:
+            self._faults("steer", error)
+            return Steer(destination=destination)
 
     # --- what became of it -----------------------------------------------------------------------------------------
 
@@ -279,11 +286,13 @@ class Dispatcher:
         account.endpoint = endpoint
 
     def first_body(self, account: Account, now_s: float) -> None:
-        if not account.request.stream:
-            return
-        account.ttft_s = now_s - account.opened_s
-        self._ledger.first_token(account.entry, now_s)
-        self._metrics.first_token(*_labels(account.request), account.ttft_s, True)
+        """The answer's body began: the first token of a stream, the end of all work where the answer is in one piece."""
+        waited_s = now_s - account.opened_s
+        streamed = account.request.stream
+        if streamed:
+            account.ttft_s = waited_s
+            self._ledger.first_token(account.entry, now_s)
+        self._metrics.first_token(*_labels(account.request), waited_s, streamed)
 
     def finished(self, account: Account, notice: Finished, now_s: float) -> None:
         self._ledger.release(account.entry, now_s)
@@ -292,7 +301,8 @@ class Dispatcher:
             status=account.status,
             aborted=notice.cause is Cause.ABORTED,
             duration_s=now_s - account.opened_s,
-            response_bytes=notice.body_bytes if account.sees_answer else None,
+            # An answer that was to be shown may still not have been: a mode override takes effect only where Envoy allows it.
+            response_bytes=notice.body_bytes or None,
             usage=self._usage(account, notice),
             ttft_s=account.ttft_s,
         )
@@ -300,10 +310,14 @@ class Dispatcher:
     def _usage(self, account: Account, notice: Finished) -> Usage | None:
         if not notice.tail:
             return None
-        counted = usage(notice.tail, account.content_type, account.kind)
-        if counted is not None and counted.prompt_tokens:
-            self._estimator.learn(account.request.target_model, account.request.prompt_bytes, counted.prompt_tokens)
-        return counted
+        try:
+            counted = usage(notice.tail, account.content_type, account.kind)
+            if counted is not None and counted.prompt_tokens:
+                self._estimator.learn(account.request.target_model, account.request.prompt_bytes, counted.prompt_tokens)
+            return counted
+        except Exception as error:
+            self._faults("usage", error)
+            return None
 
 
 def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:

@@ -191,6 +191,24 @@ class Pick(msgspec.Struct, frozen=True, eq=False):
                 yield LeftOut(endpoint_of[slot].key, name)
 
 
+def least_in_flight(candidates: Candidates) -> Pick:
+    """The pick of no profile: the candidate with the fewest requests of ours, for when choosing itself failed."""
+    index = int(candidates.in_flight.argmin())
+    return Pick(
+        slots=(int(candidates.slots[index]),),
+        endpoints=(candidates[index],),
+        profile="",
+        considered=candidates.slots[:0],
+        totals=np.empty(0),
+        raw=np.empty((0, 0)),
+        shares=np.empty((0, 0)),
+        stages=(),
+        scorers=(),
+        weights=np.empty(0),
+        population=candidates.population,
+    )
+
+
 class Pipeline:
     """All profiles of a pool, and the hooks of all its plugins.
 
