@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import gc
 import logging
 import math
 import random
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -32,15 +30,15 @@ from epp.discovery.source import DiscoveryError, DiscoverySource
 from epp.discovery.static import StaticDiscovery
 from epp.dispatcher import Dispatcher, Policy
 from epp.endpoint import CacheConfig, Endpoint, Endpoints, Report
-from epp.extproc import tls
 from epp.extproc.codec import Undecodable
-from epp.extproc.grpc_aio import AioServer
 from epp.extproc.health import Health
 from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
 from epp.extproc.session import open_session
+from epp.extproc.tls import TlsError
 from epp.ledger import Ledger, Mark
 from epp.observe import logs
+from epp.observe.auth import TokenError
 from epp.observe.exposition import Exposition
 from epp.observe.http import ObservationServer
 from epp.observe.logs import DecisionLog, Every
@@ -53,6 +51,7 @@ from epp.settings import Settings
 from epp.signals.answers import Failure
 from epp.signals.engines import EngineChoice, EngineConfig
 from epp.signals.scraper import Scraper
+from epp.trust import LOOK_INTERVAL_S, Trust
 
 log = logging.getLogger("epp")
 
@@ -187,12 +186,16 @@ class Picker:
         self._health = Health(self.serving, sorted(READINESS | {LIVENESS}))
         session = open_session(self.dispatcher, loop.time, settings.default_modes, self.incidents)
         self._routes = {PROCESS: session, **self._health.routes()}
-        self._certificates: tls.CertificateFollower | None = None
-        self._reload_timer: asyncio.TimerHandle | None = None
-        self._server = self._transport()
+        self._trust = Trust(settings, self.metrics)
+        self._trust_timer: asyncio.TimerHandle | None = None
+        limits = Limits(max_message_bytes=settings.max_message_bytes) if settings.max_message_bytes else Limits()
+        self._server = self._trust.server(self._routes, limits)
         self._health_server = Http2Server(self._health.routes())
         self._observation = ObservationServer(
-            self._exposition().pieces, lambda: self.serving("") is True, {"/debug/endpoints": self._endpoints_page}
+            self._exposition().pieces,
+            lambda: self.serving("") is True,
+            {"/debug/endpoints": self._endpoints_page},
+            admits=self._trust.tokens.admits if self._trust.tokens is not None else None,
         )
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -202,8 +205,10 @@ class Picker:
         settings = self._settings
         await self._discovery.start()
         await self._health_server.start(settings.host, settings.grpc_health_port)
-        await self._observation.start(settings.host, settings.metrics_port, self._metrics_tls())
+        await self._observation.start(settings.host, settings.metrics_port, self._trust.metrics_context())
         await self._server.start(settings.host, settings.grpc_port)
+        if self._trust.follows:
+            self._follow_trust()
         self._ready = True
         self._health.changed()
         log.info(
@@ -222,8 +227,8 @@ class Picker:
         log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
         await asyncio.sleep(notice_s)
         await self._server.stop(grace_s)
-        if self._reload_timer is not None:
-            self._reload_timer.cancel()
+        if self._trust_timer is not None:
+            self._trust_timer.cancel()
         if self._scraper is not None:
             await self._scraper.close()
         await self._discovery.close()
@@ -262,45 +267,9 @@ class Picker:
             self._eds.publish(self.endpoints.members)
         log.info("endpoints: %d (%d added, %d removed)", len(self.endpoints), len(change.added), len(change.removed))
 
-    def _transport(self) -> Http2Server | AioServer:
-        settings = self._settings
-        limits = Limits(max_message_bytes=settings.max_message_bytes) if settings.max_message_bytes else Limits()
-        identity = self._identity() if settings.secure_serving else None
-        if settings.transport == "grpc.aio":
-            return AioServer(self._routes, limits, None if identity is None else tls.grpc_credentials(identity))
-        return Http2Server(self._routes, limits, None if identity is None else self._tls(identity))
-
-    def _identity(self) -> tls.Identity:
-        path = self._settings.cert_path
-        return tls.read_identity(path) if path else tls.self_signed(datetime.datetime.now(datetime.UTC))
-
-    def _tls(self, identity: tls.Identity) -> ssl.SSLContext:
-        settings = self._settings
-        context = tls.server_context(identity, settings.tls_min_version, settings.tls_cipher_suites)
-        if settings.cert_path and settings.enable_cert_reload:
-            self._certificates = tls.CertificateFollower(context, settings.cert_path, identity)
-            self._look_for_certificate()
-        return context
-
-    def _metrics_tls(self) -> ssl.SSLContext | None:
-        settings = self._settings
-        if settings.metrics_cert_dir is None:
-            return None
-        return tls.server_context(
-            tls.read_identity(settings.metrics_cert_dir),
-            settings.tls_min_version,
-            settings.tls_cipher_suites,
-            settings.metrics_client_ca_file,
-        )
-
-    def _look_for_certificate(self) -> None:
-        assert self._certificates is not None
-        try:
-            if self._certificates.look():
-                log.info("serving a new certificate from %s", self._settings.cert_path)
-        except tls.TlsError as error:
-            log.warning("the last good certificate stays: %s", error)
-        self._reload_timer = asyncio.get_running_loop().call_later(1.0, self._look_for_certificate)
+    def _follow_trust(self) -> None:
+        self._trust.look()
+        self._trust_timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._follow_trust)
 
     def _exposition(self) -> Exposition:
         return Exposition(
@@ -309,6 +278,7 @@ class Picker:
             asyncio.get_running_loop().time,
             stale_after_s=self.endpoints.stale_after_s,
             prefix_index_size=lambda: float(len(self.index)),
+            gauges=self._trust.gauges(),
         )
 
     def _endpoints_page(self) -> tuple[int, str, bytes]:
@@ -427,7 +397,7 @@ def run(settings: Settings) -> int:
     except ConfigurationError as error:
         log.error("the configuration cannot be used:\n%s", error)
         return 1
-    except (DiscoveryError, tls.TlsError, OSError) as error:
+    except (DiscoveryError, TlsError, TokenError, OSError) as error:
         log.error("cannot start: %s", error)
         return 1
     return 0

@@ -145,7 +145,7 @@ def _choice(*names: str) -> click.Choice[str]:
 
 
 _NO_KUBERNETES = "endpoints come from --endpoint or a file"
-_OPEN = "whoever reaches the port may read them, unless --metrics-client-ca-file is set"
+_OPEN = "whoever reaches the port may read them, unless --metrics-client-ca-file or --metrics-token-file is set"
 
 FLAGS = (
     Flag("grpc-port", "Serving", "grpc_port", PORT, "Port of ext_proc.", metavar="PORT", shown="9002"),
@@ -379,6 +379,26 @@ FLAGS = (
         repeated=True,
     ),
     Flag(
+        "client-ca-file",
+        "TLS",
+        "client_ca_file",
+        PATH,
+        "Take ext_proc calls only from clients with a certificate signed by this authority. Health on its own port stays open.",
+        metavar="PATH",
+        shown="anyone may call",
+    ),
+    Flag(
+        "client-allowed-names",
+        "TLS",
+        "client_allowed_names",
+        TEXT,
+        "Of those only clients whose certificate has one of these subject alternative names: DNS names, URIs such as "
+        "spiffe://cluster.local/ns/gateway/sa/envoy, addresses.",
+        metavar="NAME,...",
+        shown="all that --client-ca-file signed",
+        repeated=True,
+    ),
+    Flag(
         "metrics-cert-dir",
         "TLS",
         "metrics_cert_dir",
@@ -393,6 +413,15 @@ FLAGS = (
         "metrics_client_ca_file",
         PATH,
         "Ask clients of the metrics port for a certificate signed by this authority.",
+        metavar="PATH",
+    ),
+    Flag(
+        "metrics-token-file",
+        "TLS",
+        "metrics_token_file",
+        PATH,
+        "Ask readers of the metrics port for a bearer token whose SHA-256 is a line of this file, in hex; # begins a comment. "
+        "Changes are followed. /healthz and /readyz stay open.",
         metavar="PATH",
     ),
     Flag(
@@ -516,9 +545,10 @@ def settings_of(given: dict[str, Any], environment: dict[str, str]) -> Settings:
     verbosity = fields.pop("verbosity", None)
     if isinstance(verbosity, int):
         fields.setdefault("log_level", level_of(verbosity))
-    suites = fields.get("tls_cipher_suites")
-    if isinstance(suites, tuple):
-        fields["tls_cipher_suites"] = tuple(name for part in suites for name in part.split(",") if name)
+    for field in ("tls_cipher_suites", "client_allowed_names"):
+        listed = fields.get(field)
+        if isinstance(listed, tuple):
+            fields[field] = tuple(name for part in listed for name in part.split(",") if name)
     fields["notices"] = tuple(notice for notice in notices if notice)
     return settings.from_flags(fields, environment)
 

@@ -76,8 +76,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     enable_cert_reload: bool = False
     tls_min_version: str = "VersionTLS12"
     tls_cipher_suites: tuple[str, ...] = ()
+    client_ca_file: Path | None = None
+    client_allowed_names: tuple[str, ...] = ()
+    """Subject alternative names, one of which a client must show. Empty: whoever the authority signed."""
     metrics_cert_dir: Path | None = None
     metrics_client_ca_file: Path | None = None
+    metrics_token_file: Path | None = None
 
     log_level: int = 20
     """As the standard library counts."""
@@ -104,6 +108,7 @@ def from_flags(flags: Mapping[str, object], environment: Mapping[str, str]) -> S
         raise ValueError(f"--endpoint {max(endpoints, key=endpoints.count)} is given twice")
     if flags.get("metrics_client_ca_file") is not None and flags.get("metrics_cert_dir") is None:
         raise ValueError("--metrics-client-ca-file needs --metrics-cert-dir: clients show certificates only over TLS")
+    _check_trust(flags)
     try:
         settings = msgspec.convert({**_environment(environment), **flags}, Settings)
     except msgspec.ValidationError as error:
@@ -114,6 +119,23 @@ def from_flags(flags: Mapping[str, object], environment: Mapping[str, str]) -> S
     return msgspec.structs.replace(
         settings, refresh_metrics_interval_s=MIN_REFRESH_S, notices=(*settings.notices, notice)
     )
+
+
+def _check_trust(flags: Mapping[str, object]) -> None:
+    """Raises ValueError where trust was asked for that would not be there."""
+    if flags.get("client_allowed_names") and flags.get("client_ca_file") is None:
+        raise ValueError(
+            "--client-allowed-names needs --client-ca-file: names count only in certificates that it signed"
+        )
+    if flags.get("client_ca_file") is not None and flags.get("secure_serving") is False:
+        raise ValueError("--client-ca-file needs --secure-serving: clients show certificates only over TLS")
+    if flags.get("transport") != "grpc.aio":
+        return
+    if flags.get("tls_min_version", "VersionTLS12") != "VersionTLS12" or flags.get("tls_cipher_suites"):
+        raise ValueError(
+            "--tls-min-version and --tls-cipher-suites need --transport http2: gRPC's own server takes TLS 1.2 and 1.3 with "
+            "suites of its choice"
+        )
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:

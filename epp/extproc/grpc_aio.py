@@ -12,7 +12,7 @@ from grpc import aio
 
 from epp.endpoint import host_port
 from epp.extproc.http2 import Limits
-from epp.extproc.transport import Abandonable, OpenSession, Session
+from epp.extproc.transport import Abandonable, Admits, OpenSession, Session
 
 _log = logging.getLogger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -21,7 +21,8 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class AioServer:
     """Serves the routes on one port; same surface as `Http2Server`, except that TLS comes as gRPC credentials.
 
-    Of the limits only message size and concurrent streams are known to gRPC's core.
+    Of the limits only message size and concurrent streams are known to gRPC's core. A client that `admits` refuses has its
+    calls end with PERMISSION_DENIED.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class AioServer:
         routes: Mapping[str, OpenSession],
         limits: Limits | None = None,
         credentials: grpc.ServerCredentials | None = None,
+        admits: Admits | None = None,
     ) -> None:
         self._routes = routes
         self._limits = limits or Limits()
         self._credentials = credentials
+        self._admits = admits
         self._server: aio.Server | None = None
         self._draining: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[object]] = set()
@@ -45,7 +48,7 @@ class AioServer:
             ("grpc.max_concurrent_streams", self._limits.max_concurrent_streams),
             ("grpc.so_reuseport", 0),
         )
-        server = aio.server(handlers=(_Routes(self._routes, self._running),), options=options)
+        server = aio.server(handlers=(_Routes(self._routes, self._running, self._admits),), options=options)
         address = host_port(host or "::", port)
         try:
             if self._credentials is None:
@@ -83,9 +86,12 @@ cancelling the task that serves the call a moment later. Only a wait tells the t
 
 
 class _Routes(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stubs call it generic, the class is not
-    def __init__(self, routes: Mapping[str, OpenSession], running: set[asyncio.Task[object]]) -> None:
+    def __init__(
+        self, routes: Mapping[str, OpenSession], running: set[asyncio.Task[object]], admits: Admits | None
+    ) -> None:
         self._routes = routes
         self._running = running
+        self._admits = admits
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         open_session = self._routes.get(handler_call_details.method)
@@ -95,6 +101,8 @@ class _Routes(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stubs ca
         async def serve(requests: object, context: aio.ServicerContext[bytes, bytes]) -> None:
             task = asyncio.current_task()
             assert task is not None
+            if self._admits is not None and not self._admits(_names_of(context)):
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this client's certificate may not call")
             self._running.add(task)
             try:
                 await _Call(context).run(open_session)
@@ -103,6 +111,11 @@ class _Routes(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stubs ca
 
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(serve)
         return handler
+
+
+def _names_of(context: aio.ServicerContext[bytes, bytes]) -> frozenset[str]:
+    shown = context.auth_context().get("x509_subject_alternative_name", ())
+    return frozenset(name.decode() if isinstance(name, bytes) else name for name in shown)
 
 
 class _Call:

@@ -12,7 +12,8 @@ from typing import cast
 import msgspec
 
 from epp.extproc.http2 import Connection, Ended, Event, Limits, Opened, Received, Status
-from epp.extproc.transport import Abandonable, OpenSession, Session
+from epp.extproc.tls import names_of
+from epp.extproc.transport import Abandonable, Admits, OpenSession, Session
 
 GREETING_TIMEOUT_S = 10.0
 """How long a new connection may take to show that it speaks HTTP/2; the TLS handshake has as long again."""
@@ -36,13 +37,18 @@ class Http2Server:
     """Serves the routes (`/package.Service/Method` to session) on one port.
 
     `start` once; `drain` asks clients to go elsewhere while open calls go on; `stop` ends everything. All methods belong to
-    the loop that ran `start`.
+    the loop that ran `start`. With `admits` a connection whose certificate it refuses is cut after the handshake.
     """
 
     def __init__(
-        self, routes: Mapping[str, OpenSession], limits: Limits | None = None, tls: ssl.SSLContext | None = None
+        self,
+        routes: Mapping[str, OpenSession],
+        limits: Limits | None = None,
+        tls: ssl.SSLContext | None = None,
+        admits: Admits | None = None,
     ) -> None:
         self.routes = routes
+        self.admits = admits
         self.limits = limits or Limits()
         self.links: set[_Link] = set()
         self.calls = 0
@@ -154,6 +160,11 @@ class _Link(asyncio.Protocol):
         # uvloop's transports do what asyncio.Transport asks without deriving from it.
         self._transport = cast(asyncio.Transport, transport)
         self._server.links.add(self)
+        admits = self._server.admits
+        if admits is not None and not admits(names_of(transport.get_extra_info("peercert"))):
+            self._closing = True
+            self._transport.abort()
+            return
         sock = transport.get_extra_info("socket")
         if sock is not None:
             # A peer that vanished without a word holds its streams until the kernel notices.

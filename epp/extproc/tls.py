@@ -7,7 +7,7 @@ import ipaddress
 import os
 import ssl
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import grpc
@@ -137,6 +137,25 @@ def _require_clients(context: ssl.SSLContext, client_ca: Path) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
 
 
+def names_of(certificate: Mapping[str, object] | None) -> frozenset[str]:
+    """The subject alternative names of a peer's certificate as `ssl` tells them; none where it showed none.
+
+    DNS names, URIs (SPIFFE ids among them) and addresses alike, without their kind. The common name is not one of them, as
+    in Go and Envoy.
+    """
+    shown = certificate.get("subjectAltName", ()) if certificate else ()
+    assert isinstance(shown, tuple)
+    return frozenset(name for _, name in shown)
+
+
+def expires(identity: Identity) -> datetime.datetime:
+    """When the leaf certificate ends, UTC. Raises TlsError where it is no certificate."""
+    try:
+        return x509.load_pem_x509_certificate(identity.certificate).not_valid_after_utc
+    except ValueError as error:
+        raise TlsError(f"this is no certificate: {error}") from error
+
+
 def load(context: ssl.SSLContext, identity: Identity) -> None:
     """Serve `identity` from the next handshake on; connections made go on. Raises TlsError, the old one then stays.
 
@@ -158,7 +177,10 @@ def load(context: ssl.SSLContext, identity: Identity) -> None:
 
 
 class CertificateFollower:
-    """Reloads `directory` into `context` when its files have changed. The caller decides how often to `look`."""
+    """Reloads `directory` into `context` when its files have changed. The caller decides how often to `look`.
+
+    For `grpc_credentials`, which asks for `served` at each handshake, `context` only tells whether a new pair fits together.
+    """
 
     def __init__(self, context: ssl.SSLContext, directory: Path, served: Identity) -> None:
         self._context = context

@@ -44,3 +44,6 @@ class Abandonable(Protocol):
 
 
 OpenSession = Callable[[Stream], Session]
+
+Admits = Callable[[frozenset[str]], bool]
+"""Whether a client may call, by the subject alternative names of its verified certificate."""

@@ -22,6 +22,9 @@ IDLE_S = 75.0
 
 TEXT = "text/plain; charset=utf-8"
 
+OPEN = frozenset(("/healthz", "/readyz"))
+"""What kubelets and load balancers probe, without credentials."""
+
 Answer = tuple[int, str, bytes]
 """Status, content type, body."""
 
@@ -49,6 +52,8 @@ class ObservationServer:
 
     `metrics` makes the metrics page for an Accept header as content type and pieces (`Exposition.pieces`); between two
     pieces the loop does other work. `ready` is asked by `/readyz`. A route that raises is answered with 500 and logged.
+    `admits`, where given, judges the Authorization header ("" for none) of everything but `/healthz` and `/readyz`, and of
+    paths that do not exist: a stranger learns nothing from the difference.
     """
 
     def __init__(
@@ -57,9 +62,11 @@ class ObservationServer:
         ready: Callable[[], bool],
         routes: Mapping[str, Route] | None = None,
         *,
+        admits: Callable[[str], bool] | None = None,
         idle_s: float = IDLE_S,
     ) -> None:
         self._metrics = metrics
+        self._admits = admits
         self._idle_s = idle_s
         self._routes: dict[str, Route] = {
             "/healthz": lambda: (200, TEXT, b"ok\n"),
@@ -125,6 +132,12 @@ class ObservationServer:
         return request.keep_alive
 
     async def _answer(self, request: _Request) -> Answer:
+        if (
+            self._admits is not None
+            and request.path not in OPEN
+            and not self._admits(request.headers.get("authorization", ""))
+        ):
+            return 401, TEXT, b"a bearer token is needed\n"
         is_metrics = request.path == "/metrics"
         route = self._routes.get(request.path)
         if route is None and not is_metrics:
@@ -179,10 +192,16 @@ def _parse(head: bytes) -> _Request:
     return _Request(method, target.partition("?")[0], headers, keep_alive)
 
 
+_EXTRA: Mapping[int, str] = {
+    HTTPStatus.METHOD_NOT_ALLOWED: "allow: GET, HEAD\r\n",
+    HTTPStatus.UNAUTHORIZED: 'www-authenticate: Bearer realm="epp"\r\n',
+}
+
+
 def _head(status: int, content_type: str, length: int, *, keep_alive: bool) -> bytes:
-    allow = "allow: GET, HEAD\r\n" if status == HTTPStatus.METHOD_NOT_ALLOWED else ""
+    extra = _EXTRA.get(status, "")
     close = "" if keep_alive else "connection: close\r\n"
     return (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ndate: {formatdate(usegmt=True)}\r\n"
-        f"content-type: {content_type}\r\ncontent-length: {length}\r\n{allow}{close}\r\n"
+        f"content-type: {content_type}\r\ncontent-length: {length}\r\n{extra}{close}\r\n"
     ).encode("latin-1")

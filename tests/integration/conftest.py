@@ -75,7 +75,8 @@ class Scene:
         self.picker: Process | None = None
         self.envoy: Process | None = None
 
-    def start_picker(self, *args: str) -> Process:
+    def picker_args(self, *args: str) -> list[str]:
+        """Of `epp run`; later flags go before earlier ones."""
         endpoints = [f"--endpoint={origin.address}" for origin in self.origins]
         own = [
             "--host=127.0.0.1",
@@ -86,7 +87,10 @@ class Scene:
             "--secure-serving=false",
             "--metrics-endpoint-auth=false",
         ]
-        self.picker = self.stand.picker([*own, *endpoints, *args], metrics=self.metrics)
+        return [*own, *endpoints, *args]
+
+    def start_picker(self, *args: str) -> Process:
+        self.picker = self.stand.picker(self.picker_args(*args), metrics=self.metrics)
         return self.picker
 
     def start_envoy(self, source: Path, edit: Callable[[dict[str, Any]], None] | None = None) -> Process:

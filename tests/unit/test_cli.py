@@ -33,7 +33,9 @@ GO_FLAGS = shlex.split("""
     model-server-metrics-scheme model-server-metrics-https-insecure-skip-verify
 """)
 
-OUR_FLAGS = shlex.split("endpoint envoy-eds-file transport host look-share default-body-mode seed log-format")
+OUR_FLAGS = shlex.split(
+    "client-ca-file client-allowed-names metrics-token-file endpoint envoy-eds-file transport host look-share default-body-mode seed log-format"
+)
 
 
 @pytest.fixture

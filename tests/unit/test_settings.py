@@ -44,6 +44,10 @@ def test_only_two_variables_are_read() -> None:
     [
         ({"config_file": Path("c"), "config_text": "x"}, "--config-file and --config-text exclude each other"),
         ({"metrics_client_ca_file": Path("ca")}, "--metrics-client-ca-file needs --metrics-cert-dir"),
+        ({"client_allowed_names": ("envoy",)}, "--client-allowed-names needs --client-ca-file"),
+        ({"client_ca_file": Path("ca"), "secure_serving": False}, "--client-ca-file needs --secure-serving"),
+        ({"transport": "grpc.aio", "tls_min_version": "VersionTLS13"}, "--tls-min-version"),
+        ({"transport": "grpc.aio", "tls_cipher_suites": ("TLS_RSA_WITH_AES_128_GCM_SHA256",)}, "--tls-cipher-suites"),
         ({"endpoints": ("a:1", "b:1", "a:1")}, "--endpoint a:1 is given twice"),
         ({"grpc_port": 65536}, "grpc_port"),
         ({"look_share": 1.5}, "look_share"),

@@ -157,3 +157,16 @@ def test_a_changed_certificate_is_served_and_a_broken_one_is_not(tmp_path: Path)
     with pytest.raises(tls.TlsError):
         follower.look()
     assert shake_hands(context, to_second)[1] == der(second.certificate)
+
+
+def test_names_are_the_alternative_ones_of_every_kind() -> None:
+    shown = (("DNS", "epp"), ("URI", "spiffe://x/y"), ("IP Address", "10.0.0.7"))
+    certificate = {"subject": ((("commonName", "trusted"),),), "subjectAltName": shown}
+    assert tls.names_of(certificate) == {"epp", "spiffe://x/y", "10.0.0.7"}
+    assert tls.names_of({}) == tls.names_of(None) == frozenset()
+
+
+def test_a_certificate_says_when_it_ends() -> None:
+    assert tls.expires(tls.self_signed(NOW)) == NOW + datetime.timedelta(days=3650)
+    with pytest.raises(tls.TlsError, match="no certificate"):
+        tls.expires(tls.Identity(b"x", b"y"))

@@ -1,0 +1,131 @@
+"""What our ports show and whom they believe: certificates, client authorities, tokens; followed while running."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from epp.extproc import tls
+from epp.extproc.grpc_aio import AioServer
+from epp.extproc.http2 import Limits
+from epp.extproc.server import Http2Server
+from epp.extproc.transport import OpenSession
+from epp.observe.auth import BearerTokens, TokenError
+from epp.observe.exposition import Gauge
+from epp.observe.logs import Every
+from epp.observe.metrics import Metrics
+from epp.settings import Settings
+
+log = logging.getLogger("epp.trust")
+
+LOOK_INTERVAL_S = 1.0
+"""How often files are read again: two or three of a few KB, 0.1 ms in all."""
+
+EXPIRY_NOTICE = datetime.timedelta(days=7)
+
+
+class Trust:
+    """Reads certificates, authorities and tokens at the start; `look` follows those that are to be followed.
+
+    Raises TlsError and TokenError where something cannot be used.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._every = Every(60.0)
+        self._allowed = frozenset(settings.client_allowed_names)
+        self._followers: list[tuple[Path, tls.CertificateFollower]] = []
+        self._identity = self._own_identity() if settings.secure_serving else None
+        self.tokens = BearerTokens(settings.metrics_token_file) if settings.metrics_token_file else None
+        self._expiry_s = self._expiry(self._identity) if self._identity is not None else None
+
+    @property
+    def follows(self) -> bool:
+        """Whether calling `look` now and then is of use."""
+        return bool(self._followers) or self.tokens is not None
+
+    def server(self, routes: Mapping[str, OpenSession], limits: Limits) -> Http2Server | AioServer:
+        """The ext_proc server. Call once."""
+        settings, identity = self._settings, self._identity
+        admits = self.admits if settings.client_ca_file else None
+        if identity is None:
+            return AioServer(routes, limits) if settings.transport == "grpc.aio" else Http2Server(routes, limits)
+        context = tls.server_context(
+            identity, settings.tls_min_version, settings.tls_cipher_suites, settings.client_ca_file
+        )
+        follower = tls.CertificateFollower(context, settings.cert_path or Path(), identity)
+        if settings.cert_path and settings.enable_cert_reload:
+            self._followers.append((settings.cert_path, follower))
+        if settings.transport == "grpc.aio":
+            credentials = tls.grpc_credentials(lambda: follower.served, settings.client_ca_file)
+            return AioServer(routes, limits, credentials, admits)
+        return Http2Server(routes, limits, context, admits)
+
+    def metrics_context(self) -> ssl.SSLContext | None:
+        """TLS of the observation port. Call once."""
+        settings = self._settings
+        if settings.metrics_cert_dir is None:
+            return None
+        identity = tls.read_identity(settings.metrics_cert_dir)
+        context = tls.server_context(
+            identity, settings.tls_min_version, settings.tls_cipher_suites, settings.metrics_client_ca_file
+        )
+        if settings.enable_cert_reload:
+            follower = tls.CertificateFollower(context, settings.metrics_cert_dir, identity)
+            self._followers.append((settings.metrics_cert_dir, follower))
+        return context
+
+    def look(self) -> None:
+        """Follow what has changed. What cannot be used is said, and the last good one stays."""
+        for directory, follower in self._followers:
+            self._look_at(directory, follower)
+        try:
+            if self.tokens is not None and self.tokens.look():
+                log.info("other tokens may read metrics now")
+        except TokenError as error:
+            self._say_once_a_minute("tokens", f"the last good tokens stay: {error}")
+
+    def admits(self, names: frozenset[str]) -> bool:
+        """Whether a client with a verified certificate for `names` may call."""
+        if not self._allowed or not self._allowed.isdisjoint(names):
+            return True
+        self._metrics.degraded("unadmitted")
+        shown = ", ".join(sorted(names)) or "nobody by name"
+        self._say_once_a_minute("unadmitted", f"a client was turned away: its certificate is for {shown}")
+        return False
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        if self._expiry_s is None:
+            return ()
+        text = "When the certificate of ext_proc ends, in seconds since 1970."
+        return (Gauge("epp_certificate_expiry_timestamp_seconds", text, lambda: self._expiry_s or 0.0),)
+
+    def _own_identity(self) -> tls.Identity:
+        path = self._settings.cert_path
+        return tls.read_identity(path) if path else tls.self_signed(datetime.datetime.now(datetime.UTC))
+
+    def _look_at(self, directory: Path, follower: tls.CertificateFollower) -> None:
+        try:
+            if not follower.look():
+                return
+            log.info("serving a new certificate from %s", directory)
+            if directory == self._settings.cert_path:
+                self._expiry_s = self._expiry(follower.served)
+        except tls.TlsError as error:
+            self._say_once_a_minute(str(directory), f"the last good certificate of {directory} stays: {error}")
+
+    def _expiry(self, identity: tls.Identity) -> float:
+        """Seconds since 1970; says so where it is soon or over. Clients judge, not we: it is served all the same."""
+        end = tls.expires(identity)
+        if end - datetime.datetime.now(datetime.UTC) < EXPIRY_NOTICE:
+            log.warning("the certificate of ext_proc ends on %s: clients that verify it will stop calling", end)
+        return end.timestamp()
+
+    def _say_once_a_minute(self, key: str, text: str) -> None:
+        if self._every(key, time.monotonic()):
+            log.warning("%s", text)
