@@ -128,7 +128,8 @@ class Endpoints:
         self.in_flight_tokens: FloatArray = np.zeros(capacity)
         self.picked_since_report: FloatArray = np.zeros(capacity)
         self.adapters: list[Adapters] = [NO_ADAPTERS] * capacity
-        self.adapter_room: BoolArray = np.zeros(capacity, dtype=np.bool_)
+        # True until a server says otherwise: vLLM names its slots only after its first request for an adapter.
+        self.adapter_room: BoolArray = np.ones(capacity, dtype=np.bool_)
         self._adapter_columns: dict[str, NDArray[np.int8]] = {}
         self.cache: list[CacheConfig | None] = [None] * capacity
         self.custom: dict[str, FloatArray] = {}
@@ -216,7 +217,7 @@ class Endpoints:
             self.running[slot] = report.running
         if report.kv_usage is not None:
             self.kv_usage[slot] = report.kv_usage
-        if report.adapters is not None and report.adapters != self.adapters[slot]:
+        if report.adapters is not None and self._says_more(slot, report.adapters):
             self._set_adapters(slot, report.adapters)
         if report.cache is not None:
             self.cache[slot] = report.cache
@@ -266,6 +267,10 @@ class Endpoints:
         """By slot: `ADAPTER_RUNNING`, `ADAPTER_WAITING` or 0. None where no endpoint reports the adapter."""
         return self._adapter_columns.get(name)
 
+    def _says_more(self, slot: int, adapters: Adapters) -> bool:
+        known = self.adapters[slot]
+        return known is NO_ADAPTERS or known != adapters
+
     def _set_adapters(self, slot: int, adapters: Adapters) -> None:
         old = self.adapters[slot]
         self.adapters[slot] = adapters
@@ -307,6 +312,7 @@ class Endpoints:
         self.updated_s[slot] = NEVER
         self.unreachable[slot] = False
         self._set_adapters(slot, NO_ADAPTERS)
+        self.adapter_room[slot] = True
         self.cache[slot] = None
         self._free.append(slot)
 
@@ -326,7 +332,7 @@ class Endpoints:
             np.concatenate([column, np.zeros(old)])
             for column in (self.in_flight, self.in_flight_tokens, self.picked_since_report)
         )
-        self.adapter_room = np.concatenate([self.adapter_room, np.zeros(old, dtype=np.bool_)])
+        self.adapter_room = np.concatenate([self.adapter_room, np.ones(old, dtype=np.bool_)])
         self._adapter_columns = {
             name: np.concatenate([column, np.zeros(old, dtype=np.int8)])
             for name, column in self._adapter_columns.items()
@@ -465,7 +471,7 @@ class Candidates:
 
     @property
     def adapter_room(self) -> BoolArray:
-        """Whether each could load one more adapter without unloading another."""
+        """Whether each could load one more adapter without unloading another; True where nothing is known."""
         room: BoolArray = self._endpoints.adapter_room[self.slots]
         return room
 

@@ -115,13 +115,22 @@ def test_prefix_weighs_the_length_of_the_hit() -> None:
 def test_lora(running: set[str], waiting: set[str], max_lora: int, score: float) -> None:
     pool = Pool(2)
     pool.report(0, Report(adapters=Adapters(frozenset(running), frozenset(waiting), max_lora)))
+    pool.report(1, Report(adapters=Adapters(frozenset(), frozenset(), 0)))
     assert scores(LoraAffinityScorer(), pool) == [score, 0]
 
 
 def test_lora_that_nobody_reports_goes_where_there_is_room() -> None:
     pool = Pool(2)
     pool.report(0, Report(adapters=Adapters(frozenset({"x"}), frozenset(), 2)))
+    pool.report(1, Report(adapters=Adapters(frozenset({"x", "y"}), frozenset(), 2)))
     assert scores(LoraAffinityScorer(), pool) == [0.8, 0]
+
+
+def test_a_server_that_never_spoke_of_adapters_is_no_worse_than_one_with_room() -> None:
+    pool = Pool(2)
+    pool.report(0, Report(adapters=Adapters(frozenset(), frozenset(), 2)))
+    pool.report(1, Report(waiting=0.0))
+    assert scores(LoraAffinityScorer(), pool) == [0.8, 0.8]
 
 
 def test_lora_follows_what_is_unloaded() -> None:
