@@ -140,7 +140,7 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 class Lost(msgspec.Struct, frozen=True, gc=False):
     """The call is over without the session's doing: reset by the peer, refused for an error of its, or connection gone.
 
-    May follow `Ended`. Nothing more can be sent.
+    May follow `Ended`, does not follow `close`. Nothing more can be sent.
     """
 
     stream_id: int
@@ -151,7 +151,8 @@ Event = Opened | Received | Ended | Lost
 
 class _Stream(msgspec.Struct):
     """One open stream. `queue` holds DATA payloads that wait for credit, `finish` the header block that ends the answer
-    after them (b"" ends it with an empty DATA frame). A `deaf` stream's messages are of no more interest."""
+    after them (b"" ends it with an empty DATA frame). A `deaf` stream is one that the owner was never told of, or
+    has closed, or knows to be lost: it hears no more of it."""
 
     id: int
     call: Call
@@ -584,8 +585,7 @@ class Connection:
             self._spend_chatter()
         if stream is not None:
             stream.remote_done = True
-            self._forget(stream)
-            events.append(Lost(stream_id))
+            self._lose(stream, events)
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
@@ -840,11 +840,15 @@ class Connection:
         self._put_reset(stream_id, code)
         stream = self._streams.get(stream_id)
         if stream is not None:
-            self._forget(stream)
-            events.append(Lost(stream_id))
+            self._lose(stream, events)
+
+    def _lose(self, stream: _Stream, events: list[Event]) -> None:
+        self._forget(stream)
+        if not stream.deaf:
+            events.append(Lost(stream.id))
 
     def _lose_all(self) -> list[Event]:
-        events: list[Event] = [Lost(stream_id) for stream_id in self._streams]
+        events: list[Event] = [Lost(stream.id) for stream in self._streams.values() if not stream.deaf]
         self._streams.clear()
         self._waiting.clear()
         self._rest = b""
