@@ -99,11 +99,15 @@ class Process:
         """Poll `ready`. Raises StartError when the process ends or `timeout_s` passes first."""
         deadline = time.monotonic() + timeout_s
         while not ready():
-            if not self.running:
-                raise StartError(f"{self.name} ended with status {self.child.returncode}:\n{self.output()}")
-            if time.monotonic() > deadline:
-                raise StartError(f"{self.name} was not ready after {timeout_s:.0f} s:\n{self.output()}")
+            self.require_coming(deadline)
             time.sleep(0.02)
+
+    def require_coming(self, deadline_s: float) -> None:
+        """For who waits until it is ready. Raises StartError when it has ended or the monotonic clock is past `deadline_s`."""
+        if not self.running:
+            raise StartError(f"{self.name} ended with status {self.child.returncode}:\n{self.output()}")
+        if time.monotonic() > deadline_s:
+            raise StartError(f"{self.name} did not become ready in time:\n{self.output()}")
 
     def signal(self, number: signal.Signals) -> None:
         if self.running:
@@ -120,8 +124,9 @@ class Process:
         self.child.wait()
 
     def kill(self) -> None:
-        if self.running:
-            self.child.kill()
+        """End it and whatever it started: they are a process group of their own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self.child.wait()
 
     def cpu_seconds(self) -> float:
@@ -200,9 +205,16 @@ class Stand:
     def envoy(self, config: dict[str, Any], *, concurrency: int = 1, ready_timeout_s: float = 20.0) -> Process:
         """Start Envoy and wait until it serves."""
         admin = config["admin"]["address"]["socket_address"]["port_value"]
+        process = self.start_envoy(config, concurrency=concurrency)
+        process.wait_until(lambda: answers(f"http://127.0.0.1:{admin}/ready"), ready_timeout_s)
+        return process
+
+    def start_envoy(self, config: dict[str, Any], *, concurrency: int = 1) -> Process:
+        """Start Envoy without waiting: its admin address answers /ready once it serves."""
+        admin = config["admin"]["address"]["socket_address"]["port_value"]
         path = self.directory / f"envoy-{admin}.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
-        process = self.start(
+        return self.start(
             "envoy",
             [
                 envoy_binary(),
@@ -215,8 +227,6 @@ class Stand:
                 "warning",
             ],
         )
-        process.wait_until(lambda: answers(f"http://127.0.0.1:{admin}/ready"), ready_timeout_s)
-        return process
 
     def picker(self, args: Sequence[str], *, metrics: int, ready_timeout_s: float = 20.0) -> Process:
         """Start `epp run` with `args` and wait until it says that it is ready on its metrics port."""
