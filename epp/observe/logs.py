@@ -36,7 +36,8 @@ _LEVEL_NAMES = {
 # What every record has; the rest of its attributes came by `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-_CHATTY = ("asyncio", "grpc", "concurrent.futures")
+# hpack among them writes every header's value at debug level.
+_CHATTY = ("asyncio", "grpc", "concurrent.futures", "hpack")
 
 
 def level_of(verbosity: int) -> int:

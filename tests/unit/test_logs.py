@@ -140,6 +140,7 @@ def test_levels_filter_and_are_named() -> None:
     log.log(VERBOSE, "seen")
     log.debug("unseen")
     logging.getLogger("asyncio").info("chatter")
+    logging.getLogger("hpack.table").log(VERBOSE, "chatter")
     assert [(line["level"], line["msg"]) for line in parsed(stream)] == [("verbose", "seen")]
 
 
