@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SERVERS ?=
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= http2 header_block message exchange request answer_body page metrics_answer configuration endpoints
 
 .PHONY: help
 help:  ## list the targets
@@ -44,6 +46,15 @@ bench: $(VENV)/.ready  ## CPU per request, per chunk, idle, memory against the b
 test-vllm: $(VENV)/.ready  ## the same against two real vLLM servers on CPU (installs 6 GB)
 	@tests/vllm/run
 
+.cache/fuzz/.ready: requirements/fuzz.txt
+	@$(PYTHON) -m venv .cache/fuzz/venv
+	@.cache/fuzz/venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/fuzz.txt
+	@touch $@
+
+.PHONY: fuzz
+fuzz: .cache/fuzz/.ready  ## fuzz what reads foreign bytes (FUZZ_SECONDS=600 each of FUZZ_TARGETS="http2 ...", all by default)
+	@for target in $(FUZZ_TARGETS); do .cache/fuzz/venv/bin/python -m tests.fuzz $$target $(FUZZ_SECONDS) || exit 1; done
+
 .PHONY: format
 format: $(VENV)/.ready  ## format the code
 	@$(BIN)/ruff format .
@@ -54,6 +65,7 @@ lock:  ## resolve requirements/*.txt anew from pyproject.toml
 	@$(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv
 	@.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate pyproject.toml -o requirements/run.txt
 	@.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --extra test -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+	@.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --extra fuzz -c requirements/run.txt pyproject.toml -o requirements/fuzz.txt
 
 .PHONY: clean
 clean:  ## remove what the targets made
