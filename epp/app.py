@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import math
+import os
 import random
 import signal
+import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from functools import partial
 
 import msgspec
 import uvloop
@@ -31,10 +35,11 @@ from epp.discovery.static import StaticDiscovery
 from epp.dispatcher import Dispatcher, Policy
 from epp.endpoint import CacheConfig, Endpoint, Endpoints, Report
 from epp.extproc.codec import Undecodable
+from epp.extproc.exchange import BODY_LIMIT_BYTES
 from epp.extproc.health import Health
 from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
-from epp.extproc.session import open_session
+from epp.extproc.session import Stopwatch, open_session
 from epp.extproc.tls import TlsError
 from epp.ledger import Ledger, Mark
 from epp.observe import logs
@@ -51,6 +56,7 @@ from epp.settings import Settings
 from epp.signals.answers import Failure
 from epp.signals.engines import EngineChoice, EngineConfig
 from epp.signals.scraper import Scraper
+from epp.signals.source import MetricsSource
 from epp.trust import LOOK_INTERVAL_S, Trust
 
 log = logging.getLogger("epp")
@@ -73,6 +79,10 @@ FLAG_ENGINE = EngineConfig(
     cache_info_spec="vllm:cache_config_info",
 )
 """What the Go picker's metric flags default to: giving one of them leaves the others at these."""
+
+
+class StartError(Exception):
+    """The process cannot start. The message says why, and what to do."""
 
 
 class Incidents:
@@ -140,7 +150,7 @@ class Reports:
 
 
 class Picker:
-    """Everything that runs, from `start` to `stop`."""
+    """Everything that runs, from `start` to `stop`. Raises StartError, DiscoveryError, TlsError, TokenError."""
 
     def __init__(self, settings: Settings, configuration: Configuration) -> None:
         loop = asyncio.get_running_loop()
@@ -173,18 +183,26 @@ class Picker:
         self._reports = Reports(self.endpoints, self.ledger, self.index, self.metrics, auto_tune=prefix.auto_tune)
         self._scraper: Scraper[Mark] | None = None
         if configuration.metrics is not None:
+            source, engines = _what_to_scrape(settings, configuration.metrics, configuration.extractor)
             self._scraper = Scraper(
                 self._reports,
                 loop.time,
                 rng=rng,
-                source=_metrics_source(settings, configuration.metrics).source(),
-                engines=_engines(settings, configuration.extractor),
+                source=source,
+                engines=engines,
                 interval_s=settings.refresh_metrics_interval_s,
             )
         self._eds = EdsFile(settings.envoy_eds_file) if settings.envoy_eds_file else None
         self._discovery = self._discover(configuration)
         self._health = Health(self.serving, sorted(READINESS | {LIVENESS}))
-        session = open_session(self.dispatcher, loop.time, settings.default_modes, self.incidents)
+        session = open_session(
+            self.dispatcher,
+            loop.time,
+            settings.default_modes,
+            self.incidents,
+            settings.max_body_bytes or BODY_LIMIT_BYTES,
+            Stopwatch(time.perf_counter, partial(self.metrics.stage, "reply")),
+        )
         self._routes = {PROCESS: session, **self._health.routes()}
         self._trust = Trust(settings, self.metrics)
         self._trust_timer: asyncio.TimerHandle | None = None
@@ -201,12 +219,19 @@ class Picker:
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Returns when requests are answered. Raises DiscoveryError, OSError (a port), TlsError."""
+        """Returns when requests are answered. Raises StartError, DiscoveryError, TlsError."""
         settings = self._settings
+        host, health, metrics, grpc = (
+            settings.host,
+            settings.grpc_health_port,
+            settings.metrics_port,
+            settings.grpc_port,
+        )
         await self._discovery.start()
-        await self._health_server.start(settings.host, settings.grpc_health_port)
-        await self._observation.start(settings.host, settings.metrics_port, self._trust.metrics_context())
-        await self._server.start(settings.host, settings.grpc_port)
+        health = await _bound("--grpc-health-port", host, health, self._health_server.start(host, health))
+        context = self._trust.metrics_context()
+        metrics = await _bound("--metrics-port", host, metrics, self._observation.start(host, metrics, context))
+        grpc = await _bound("--grpc-port", host, grpc, self._server.start(host, grpc))
         if self._trust.follows:
             self._follow_trust()
         self._ready = True
@@ -214,10 +239,10 @@ class Picker:
         log.info(
             "ready: %d endpoints; ext_proc on %d%s, health on %d, metrics on %d",
             len(self.endpoints),
-            settings.grpc_port,
+            grpc,
             " (TLS)" if settings.secure_serving else "",
-            settings.grpc_health_port,
-            settings.metrics_port,
+            health,
+            metrics,
         )
 
     async def stop(self, notice_s: float, grace_s: float) -> None:
@@ -305,6 +330,23 @@ class Picker:
         return 200, "application/json", msgspec.json.encode(rows)
 
 
+async def _bound(flag: str, host: str | None, port: int, listening: Awaitable[int]) -> int:
+    """The port that `listening` got. Raises StartError."""
+    try:
+        return await listening
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        advice = {
+            errno.EACCES: f"choose a port from 1024 on with {flag}",
+            errno.EADDRNOTAVAIL: "--host names no address of this machine",
+            socket.EAI_NONAME: "--host names no address that can be found",
+        }.get(
+            error.errno or 0,
+            f"stop what listens there (`ss -ltnp 'sport = :{port}'` names it) or choose another port with {flag}",
+        )
+        raise StartError(f"cannot listen on {host or 'any address'}, port {port}: {reason}; {advice}") from error
+
+
 def _number(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return round(value, 3) if math.isfinite(value) else None
@@ -319,6 +361,16 @@ def _metrics_source(settings: Settings, configured: MetricsSettings) -> MetricsS
         "insecure_skip_verify": settings.model_server_metrics_insecure,
     }
     return msgspec.structs.replace(configured, **{name: value for name, value in told.items() if value is not None})
+
+
+def _what_to_scrape(
+    settings: Settings, metrics: MetricsSettings, extractor: ExtractorSettings
+) -> tuple[MetricsSource, EngineChoice]:
+    """Raises StartError."""
+    try:
+        return _metrics_source(settings, metrics).source(), _engines(settings, extractor)
+    except ValueError as error:
+        raise StartError(f"model servers' metrics cannot be read as configured: {error}") from error
 
 
 def _engines(settings: Settings, configured: ExtractorSettings) -> EngineChoice:
@@ -341,30 +393,40 @@ def _engines(settings: Settings, configured: ExtractorSettings) -> EngineChoice:
 def _policy(settings: Settings, configuration: Configuration) -> Policy:
     prefix = configuration.prefix
     blocks = prefix.max_prefix_tokens_to_match // BLOCK_TOKENS or prefix.max_prefix_blocks_to_match
+    in_flight = configuration.in_flight
     return Policy(
         look_share=settings.look_share,
         ignore_subset=settings.ignore_subset,
         emit_scores=settings.emit_endpoint_scores,
         max_prefix_blocks=blocks or sys.maxsize,
+        output_ratio=in_flight.output_ratio if in_flight.add_estimated_output_tokens else 0.0,
+        max_output_tokens=in_flight.max_estimated_output_tokens,
     )
 
 
 def read_configuration(settings: Settings) -> Configuration:
-    """Raises ConfigurationError, and OSError where the file cannot be read."""
+    """Raises ConfigurationError, and StartError where the file cannot be read."""
     if settings.config_text:
         return load(settings.config_text, "--config-text")
-    if settings.config_file:
-        return load(settings.config_file.read_text(), str(settings.config_file))
-    return load_default()
+    path = settings.config_file
+    if path is None:
+        return load_default()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise StartError(f"the configuration {path} cannot be read: {reason}") from error
+    return load(text, str(path))
 
 
 async def _serve(settings: Settings, configuration: Configuration) -> None:
     loop = asyncio.get_running_loop()
-    picker = Picker(settings, configuration)
-    await picker.start()
     told: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
+        # Before anything else: the first process of a container has no default action for either.
         loop.add_signal_handler(number, told.put_nowait, number)
+    picker = Picker(settings, configuration)
+    await picker.start()
     # What lives now lives for good: the collector need not walk it again and again. A request makes about a hundred objects
     # that reference counts take away; the default threshold of 700 would look for cycles after every seventh.
     gc.collect()
@@ -395,9 +457,10 @@ def run(settings: Settings) -> int:
             log.warning("%s", warning)
         uvloop.run(_serve(settings, configuration))
     except ConfigurationError as error:
-        log.error("the configuration cannot be used:\n%s", error)
+        for problem in error.problems:
+            log.error("the configuration cannot be used: %s", problem)
         return 1
-    except (DiscoveryError, TlsError, TokenError, OSError) as error:
+    except (StartError, DiscoveryError, TlsError, TokenError, OSError) as error:
         log.error("cannot start: %s", error)
         return 1
     return 0

@@ -47,13 +47,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     `look_share` is the share of hidden answers whose body is asked for, [0, 1]. `ignore_subset` passes over the
     gateway's subset hint. `emit_scores` puts every candidate's score into dynamic metadata. `max_prefix_blocks` bounds how
-    much of a prompt is fingerprinted, in blocks.
+    much of a prompt is fingerprinted, in blocks. A request counts `output_ratio` tokens for each of its prompt's as its answer
+    to come, at most `max_output_tokens` and what the client itself allows.
     """
 
     look_share: float = 0.01
     ignore_subset: bool = False
     emit_scores: bool = False
     max_prefix_blocks: int = 2048
+    output_ratio: float = 0.0
+    max_output_tokens: int | None = None
 
 
 class Account:
@@ -225,6 +228,7 @@ class Dispatcher:
             now_s,
             # The first byte of an answer that is not streamed comes with its last: it says nothing about prefill.
             sees_body=(arrival.sees_answer or look) and parsed.stream,
+            answer_tokens=self._answer_tokens(request) if self._policy.output_ratio else 0,
         )
         # From here on a failure would leave an entry that nobody releases.
         try:
@@ -232,6 +236,10 @@ class Dispatcher:
         except Exception as error:
             self._faults("record", error)
         return steer, Account(request, parsed.kind, endpoint, entry, opened_s)
+
+    def _answer_tokens(self, request: Request) -> int:
+        limits = [limit for limit in (self._policy.max_output_tokens, request.max_tokens) if limit is not None]
+        return min([round(self._policy.output_ratio * request.prompt_tokens), *limits])
 
     def _samples(self, parsed: Parsed) -> bool:
         """Whether this answer's body is asked for, to learn from."""

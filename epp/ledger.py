@@ -57,6 +57,7 @@ class _Account:
 
     __slots__ = (
         "after_mark",
+        "answer_tokens",
         "base",
         "busy_s",
         "busy_tokens",
@@ -91,6 +92,7 @@ class _Account:
         # The columns.
         self.in_flight = 0
         self.tokens = 0
+        self.answer_tokens = 0
         self.picked = 0
         # Entries are numbered; those after `base` are in `picked`, those after the last mark in `after_mark`.
         self.number = 0
@@ -142,11 +144,24 @@ class Entry:
     `open`: in `in_flight`. `queued`: its first token was not seen. `held`: its tokens are in `in_flight_tokens`.
     """
 
-    __slots__ = ("account", "alone", "end", "held", "number", "open", "queued", "taken_s", "tokens", "visible")
+    __slots__ = (
+        "account",
+        "alone",
+        "answer_tokens",
+        "end",
+        "held",
+        "number",
+        "open",
+        "queued",
+        "taken_s",
+        "tokens",
+        "visible",
+    )
 
-    def __init__(self, account: _Account, tokens: int, visible: bool) -> None:
+    def __init__(self, account: _Account, tokens: int, visible: bool, answer_tokens: int) -> None:
         self.account = account
         self.tokens = tokens
+        self.answer_tokens = answer_tokens
         self.visible = visible
         self.open = True
         self.queued = True
@@ -177,12 +192,13 @@ class Ledger:
         requests, tokens = sum(a.in_flight for a in live), sum(a.tokens for a in live)
         return f"<Ledger {requests} requests, {tokens} tokens on {len(live)} endpoints>"
 
-    def take(self, slot: int, uncached_tokens: int, now_s: float, *, sees_body: bool) -> Entry:
+    def take(self, slot: int, uncached_tokens: int, now_s: float, *, sees_body: bool, answer_tokens: int = 0) -> Entry:
         """Count a request that was just picked for `slot`.
 
-        `sees_body`: `first_token` will be called for it; otherwise its tokens are let go by estimate.
+        `sees_body`: `first_token` will be called for it; otherwise its tokens are let go by estimate. `answer_tokens` count
+        in `in_flight_tokens` too, until the request's end; they stand in no line.
         """
-        entry = Entry(self._account(slot), max(0, uncached_tokens), sees_body)
+        entry = Entry(self._account(slot), max(0, uncached_tokens), sees_body, max(0, answer_tokens))
         self._enter(entry, now_s)
         return entry
 
@@ -290,7 +306,8 @@ class Ledger:
         if entry.held:
             account.sent += entry.tokens
             account.tokens += entry.tokens
-            endpoints.in_flight_tokens[slot] = account.tokens
+        account.answer_tokens += entry.answer_tokens
+        endpoints.in_flight_tokens[slot] = account.tokens + account.answer_tokens
         entry.end = account.sent
         if entry.held and not entry.visible:
             account.hidden.append(entry)
@@ -302,6 +319,9 @@ class Ledger:
         self._endpoints.in_flight[account.slot] = account.in_flight
         if entry.queued:
             self._start(entry)
+        if entry.answer_tokens:
+            account.answer_tokens -= entry.answer_tokens
+            self._write_tokens(account)
         if not entry.held:
             return
         # Done or given up: either way the server has so much less before it.
@@ -324,14 +344,17 @@ class Ledger:
             entry.held = False
             account = entry.account
             account.tokens -= entry.tokens
-            self._endpoints.in_flight_tokens[account.slot] = account.tokens
+            self._write_tokens(account)
 
     def _hold_again(self, entry: Entry) -> None:
         entry.held = True
         account = entry.account
         account.tokens += entry.tokens
-        self._endpoints.in_flight_tokens[account.slot] = account.tokens
+        self._write_tokens(account)
         account.hidden.appendleft(entry)
+
+    def _write_tokens(self, account: _Account) -> None:
+        self._endpoints.in_flight_tokens[account.slot] = account.tokens + account.answer_tokens
 
     # --- the line ----------------------------------------------------------------------------------------------------
 

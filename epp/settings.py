@@ -42,9 +42,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_timeout_s: Seconds = 30.0
     max_message_bytes: int | None = None
     """Of one gRPC message; None is the transport's own limit."""
+    max_body_bytes: int | None = None
+    """Of one request's body, where it comes in pieces (full duplex); None is the exchange's own limit."""
     default_body_mode: Literal["full-duplex", "streamed", "buffered", "lean"] = "full-duplex"
     look_share: Share = 0.01
-    health_checking: bool = False
     seed: int | None = None
 
     endpoints: tuple[str, ...] = ()

@@ -47,17 +47,28 @@ class Incidents(Protocol):
         ...
 
 
+class Stopwatch(msgspec.Struct, frozen=True):
+    """Measures how long a decision takes to become bytes: `took(seconds)` for each, by a fine monotonic `timer`."""
+
+    timer: Callable[[], float]
+    took: Callable[[float], None]
+
+
+UNMEASURED = Stopwatch(lambda: 0.0, lambda seconds: None)
+
+
 def open_session(
     dispatcher: Dispatcher[Handle],
     clock: Callable[[], float],
     default_modes: Modes,
     incidents: Incidents,
     body_limit_bytes: int = BODY_LIMIT_BYTES,
+    reply: Stopwatch = UNMEASURED,
 ) -> OpenSession:
     """What a transport calls for each call. `clock` gives seconds, as the event loop's."""
 
     def opened(stream: Stream) -> Session:
-        return _Call(stream, dispatcher, clock, Exchange(default_modes, body_limit_bytes), incidents)
+        return _Call(stream, dispatcher, clock, Exchange(default_modes, body_limit_bytes), incidents, reply)
 
     return opened
 
@@ -74,6 +85,7 @@ class _Call(Generic[Handle]):
         "_handle",
         "_incidents",
         "_opened_s",
+        "_reply",
         "_stream",
     )
 
@@ -84,12 +96,14 @@ class _Call(Generic[Handle]):
         clock: Callable[[], float],
         exchange: Exchange,
         incidents: Incidents,
+        reply: Stopwatch,
     ) -> None:
         self._stream = stream
         self._dispatcher = dispatcher
         self._clock = clock
         self._exchange = exchange
         self._incidents = incidents
+        self._reply = reply
         self._opened_s = clock()
         self._handle: tuple[Handle] | None = None
         self._added: tuple[tuple[str, str], ...] = ()
@@ -125,7 +139,7 @@ class _Call(Generic[Handle]):
             if type(effect) is StreamedResponseBody:
                 self._stream.send(encode(effect))
             elif type(effect) is Arrival:
-                self._perform(self._exchange.receive(self._decide(effect)))
+                self._answer(effect)
             elif type(effect) is Started or type(effect) is FirstBody or type(effect) is Finished:
                 self._tell(effect)
             elif type(effect) is EndOfStream:
@@ -140,6 +154,13 @@ class _Call(Generic[Handle]):
         self._stream.send(encode(reply))
         if type(reply) is Immediate and reply.drop.reason is Reason.BODY_TOO_LARGE:
             self._incidents.oversized()
+
+    def _answer(self, arrival: Arrival) -> None:
+        decision = self._decide(arrival)
+        timer = self._reply.timer
+        began = timer()
+        self._perform(self._exchange.receive(decision))
+        self._reply.took(timer() - began)
 
     def _decide(self, arrival: Arrival) -> Steer | Drop:
         try:
