@@ -192,8 +192,12 @@ class Pick(msgspec.Struct, frozen=True, eq=False):
 
 
 def least_in_flight(candidates: Candidates) -> Pick:
-    """The pick of no profile: the candidate with the fewest requests of ours, for when choosing itself failed."""
-    index = int(candidates.in_flight.argmin())
+    """The candidate with the fewest requests of ours, for when choosing itself failed."""
+    return unjudged(candidates, int(candidates.in_flight.argmin()))
+
+
+def unjudged(candidates: Candidates, index: int) -> Pick:
+    """The pick of no profile: the candidate at `index`, whatever it is worth."""
     return Pick(
         slots=(int(candidates.slots[index]),),
         endpoints=(candidates[index],),

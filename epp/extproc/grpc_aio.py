@@ -115,7 +115,7 @@ class _Routes(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stubs ca
 
 def _names_of(context: aio.ServicerContext[bytes, bytes]) -> frozenset[str]:
     shown = context.auth_context().get("x509_subject_alternative_name", ())
-    return frozenset(name.decode() if isinstance(name, bytes) else name for name in shown)
+    return frozenset(name.decode() for name in shown)
 
 
 class _Call:

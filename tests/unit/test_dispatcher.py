@@ -27,6 +27,7 @@ from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
+from epp.pressure import Pressure, Step
 
 NOW_S = 50.0
 LONG = "once upon a time in a far away land " * 60
@@ -59,6 +60,7 @@ class Desk:
         self.skipped = PluginFaults(lambda line: None)
         self.pipeline = build(load(config, "test") if config else load_default(), rng, self.skipped)
         self.ticks = 0.0
+        self.pressure = Pressure(0.05)
         self.dispatcher = Dispatcher(
             endpoints=self.endpoints,
             pipeline=self.pipeline,
@@ -71,6 +73,7 @@ class Desk:
             timer=self._timer,
             faults=lambda kind, error: self.faults.append((kind, error)),
             decisions=DecisionLog(),
+            pressure=self.pressure,
         )
 
     def _timer(self) -> float:
@@ -133,6 +136,42 @@ def chat(
 
 def complete(tail: bytes = b"", body_bytes: int = 0) -> Finished:
     return Finished(Cause.COMPLETE, tail, body_bytes)
+
+
+class TestPressure:
+    def press(self, desk: Desk, step: Step) -> None:
+        now_s = 0.0
+        while desk.pressure.step < step:
+            desk.pressure.beat(1.0, now_s := now_s + 1.0)
+
+    def test_a_pressed_loop_does_no_prefix_work_and_still_goes_by_load(self) -> None:
+        desk = Desk(4)
+        self.press(desk, Step.NO_PREFIX)
+        picked = [desk.route()[0].destination for _ in range(8)]
+        assert sorted(desk.in_flight().values()) == [2.0] * 4
+        assert len(set(picked)) == 4
+        assert len(desk.index) == 0
+        assert desk.metrics.degradations == {"no-prefix": 8}
+
+    def test_a_loop_pressed_harder_takes_any_endpoint_that_can_be_reached(self) -> None:
+        desk = Desk(4)
+        desk.endpoints.set_unreachable(desk.slot(2), True)
+        self.press(desk, Step.RANDOM)
+        for _ in range(60):
+            steer, account = desk.route(chat(headers={"x-gateway-model-name-rewrite": "other"}))
+            assert b'"model": "other"' in (steer.body or b"")
+            desk.dispatcher.finished(account, complete(), NOW_S)
+            assert desk.running() == 0
+        picks = {key[1]: count[0] for key, count in desk.metrics.picks.items()}
+        assert set(picks) == {"pod-0", "pod-1", "pod-3"}
+        assert min(picks.values()) >= 10
+        assert desk.metrics.degradations == {"random": 60}
+
+    def test_nothing_is_counted_without_pressure(self) -> None:
+        desk = Desk(4)
+        desk.route()
+        assert desk.metrics.degradations == {}
+        assert len(desk.index)
 
 
 class TestOneRequest:
