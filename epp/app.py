@@ -44,13 +44,14 @@ from epp.extproc.tls import TlsError
 from epp.ledger import Ledger, Mark
 from epp.observe import logs
 from epp.observe.auth import TokenError
-from epp.observe.exposition import Exposition
+from epp.observe.exposition import Exposition, Gauge
 from epp.observe.http import ObservationServer
 from epp.observe.logs import DecisionLog, Every
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
+from epp.pressure import Pressure
 from epp.request import BLOCK_BYTES
 from epp.settings import Settings
 from epp.signals.answers import Failure
@@ -58,6 +59,7 @@ from epp.signals.engines import EngineChoice, EngineConfig
 from epp.signals.scraper import Scraper
 from epp.signals.source import MetricsSource
 from epp.trust import LOOK_INTERVAL_S, Trust
+from epp.watch import LoopWatch
 
 log = logging.getLogger("epp")
 
@@ -166,6 +168,8 @@ class Picker:
         self.ledger = Ledger(self.endpoints)
         self.index = PrefixIndex(default_blocks=prefix.lru_capacity_per_server)
         self.incidents = Incidents(self.metrics)
+        self.pressure = Pressure(settings.max_loop_lag_s)
+        self._watch = LoopWatch(self.pressure, time.monotonic, settings.hang_timeout_s)
         faults = PluginFaults(logging.getLogger("epp.plugins").warning, self.metrics.plugin_failed)
         self.dispatcher = Dispatcher(
             endpoints=self.endpoints,
@@ -179,6 +183,7 @@ class Picker:
             timer=time.perf_counter,
             faults=self.incidents.degraded,
             decisions=DecisionLog(),
+            pressure=self.pressure,
         )
         self._reports = Reports(self.endpoints, self.ledger, self.index, self.metrics, auto_tune=prefix.auto_tune)
         self._scraper: Scraper[Mark] | None = None
@@ -234,6 +239,7 @@ class Picker:
         grpc = await _bound("--grpc-port", host, grpc, self._server.start(host, grpc))
         if self._trust.follows:
             self._follow_trust()
+        self._watch.start()
         self._ready = True
         self._health.changed()
         log.info(
@@ -252,6 +258,7 @@ class Picker:
         log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
         await asyncio.sleep(notice_s)
         await self._server.stop(grace_s)
+        self._watch.stop()
         if self._trust_timer is not None:
             self._trust_timer.cancel()
         if self._scraper is not None:
@@ -303,7 +310,15 @@ class Picker:
             asyncio.get_running_loop().time,
             stale_after_s=self.endpoints.stale_after_s,
             prefix_index_size=lambda: float(len(self.index)),
-            gauges=self._trust.gauges(),
+            gauges=(
+                *self._trust.gauges(),
+                Gauge("epp_loop_lag_seconds", "How late the event loop is, smoothed.", lambda: self.pressure.lag_s),
+                Gauge(
+                    "epp_pressure_step",
+                    "What picks leave out because the loop is late: 0 nothing, 1 prefixes, 2 all but a random choice.",
+                    lambda: float(self.pressure.step),
+                ),
+            ),
         )
 
     def _endpoints_page(self) -> tuple[int, str, bytes]:

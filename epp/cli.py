@@ -219,6 +219,23 @@ FLAGS = (
         metavar="0..1",
         shown="0.01",
     ),
+    Flag(
+        "max-loop-lag",
+        "Serving",
+        "max_loop_lag_s",
+        DURATION,
+        "Event loop later than this on average: picks go without prefixes, then to any endpoint, until it is on time again. 0 "
+        "for never.",
+        shown="0.05s",
+    ),
+    Flag(
+        "hang-timeout",
+        "Serving",
+        "hang_timeout_s",
+        DURATION,
+        "Event loop that has not turned for this long: the process prints all stacks and ends with status 70. 0 for never.",
+        shown="30s",
+    ),
     Flag("seed", "Serving", "seed", click.INT, "Make every random choice repeatable.", metavar="N"),
     Flag(
         "endpoint",

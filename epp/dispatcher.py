@@ -27,9 +27,10 @@ from epp.openai.body import OPAQUE, Parsed, parse
 from epp.openai.rewrite import rewrite_model
 from epp.openai.tokens import TokenEstimator
 from epp.openai.usage import Usage, usage
-from epp.pipeline import Pick, Pipeline, least_in_flight
+from epp.pipeline import Pick, Pipeline, least_in_flight, unjudged
 from epp.prefix.fingerprints import fingerprints, seed_of
 from epp.prefix.index import PrefixIndex
+from epp.pressure import Pressure, Step
 from epp.request import BLOCK_BYTES, NO_FINGERPRINTS, Request
 
 OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
@@ -40,6 +41,7 @@ CONTROL_HEADERS = OBJECTIVE_HEADERS + FAIRNESS_HEADERS + REWRITE_HEADERS
 """Meant for us: taken out of what the model server gets. The first spelling of each wins over its older alias."""
 
 _SUBSETS_REMEMBERED = 256
+_LEFT_OUT = {Step.NO_PREFIX: "no-prefix", Step.RANDOM: "random"}
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +81,8 @@ class Dispatcher:
     """Implements `epp.extproc.events.Dispatcher`.
 
     `timer` is a monotonic clock in seconds for measuring our own stages; `faults(kind, error)` takes note of a bug of ours
-    that was done without, `kind` being the step that failed: read, pick, steer, record or usage.
+    that was done without, `kind` being the step that failed: read, pick, steer, record or usage. `pressure` says what picks
+    leave out for the loop's sake; without it, nothing.
     """
 
     def __init__(
@@ -96,7 +99,9 @@ class Dispatcher:
         timer: Callable[[], float],
         faults: Callable[[str, Exception], None],
         decisions: DecisionLog,
+        pressure: Pressure | None = None,
     ) -> None:
+        self._pressure = pressure if pressure is not None else Pressure()
         self._endpoints = endpoints
         self._pipeline = pipeline
         self._ledger = ledger
@@ -165,7 +170,7 @@ class Dispatcher:
 
     def _fingerprints(self, parsed: Parsed, target: str) -> NDArray[np.uint64]:
         # Less than a block: prefilled in a few milliseconds anywhere, and identical short prompts must not gather on one server.
-        if parsed.prompt_bytes < BLOCK_BYTES:
+        if parsed.prompt_bytes < BLOCK_BYTES or self._pressure.step:
             return NO_FINGERPRINTS
         return fingerprints(parsed.prompts, seed_of(target, parsed.cache_salt), self._policy.max_prefix_blocks)
 
@@ -193,6 +198,9 @@ class Dispatcher:
     def _choose(self, request: Request, slots: IntArray | None, now_s: float) -> tuple[Pick, float]:
         """The pick, and the share of the prompt that its first endpoint is believed to have cached, [0, 1]."""
         try:
+            if self._pressure.step is Step.RANDOM:
+                candidates = self._endpoints.candidates(now_s, None, slots)
+                return unjudged(candidates, self._rng.randrange(len(candidates))), 0.0
             self._ledger.advance(now_s)
             blocks = len(request.fingerprints)
             hits = self._index.match(request.fingerprints) if blocks else None
@@ -248,6 +256,8 @@ class Dispatcher:
     def _record(self, request: Request, pick: Pick, hit_share: float, now_s: float) -> None:
         self._metrics.decided(*_labels(request), request.body_bytes, request.prompt_tokens)
         self._metrics.picked(pick.endpoints[0], request.target_model)
+        if self._pressure.step:
+            self._metrics.degraded(_LEFT_OUT[self._pressure.step])
         if len(request.fingerprints):
             self._index.record(pick.slots[0], request.fingerprints)
             self._metrics.prefix_match(hit_share, round(request.prompt_bytes * hit_share))

@@ -47,6 +47,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     default_body_mode: Literal["full-duplex", "streamed", "buffered", "lean"] = "full-duplex"
     look_share: Share = 0.01
     seed: int | None = None
+    max_loop_lag_s: Seconds = 0.05
+    """0 is any. 25 times the latency that may be added at the ninety-ninth percentile, a fortieth of Envoy's patience."""
+    hang_timeout_s: Seconds = 30.0
+    """0 is for ever."""
 
     endpoints: tuple[str, ...] = ()
     """`host:port`, well-formed."""
