@@ -106,6 +106,7 @@ class CallReader:
         self, table_bytes: int, max_list_bytes: int, remembered_blocks: int, remembered_block_bytes: int
     ) -> None:
         self._table_bytes = table_bytes
+        self._max_list_bytes = max_list_bytes
         self._remembered_blocks = remembered_blocks
         self._remembered_block_bytes = remembered_block_bytes
         self._stateful_decoder = Decoder(max_header_list_size=max_list_bytes)
@@ -138,10 +139,11 @@ class CallReader:
             return self._stateless_decoder.decode(block)
         try:
             fields = self._stateful_decoder.decode(block, raw=True)
-        except OversizedHeaderListError as error:
-            raise TooLarge(str(error)) from None
-        except HPACKError as error:
-            raise HpackError(str(error)) from None
+        except OversizedHeaderListError:
+            raise TooLarge(f"header list larger than {self._max_list_bytes} bytes") from None
+        except HPACKError:
+            # Not the library's words: they go to the peer, and may hold addresses of our memory.
+            raise HpackError("header block cannot be decoded") from None
         self._stateless = self._stateful_decoder.header_table_size == 0
         return fields
 

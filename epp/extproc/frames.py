@@ -61,21 +61,23 @@ class Code(enum.IntEnum):
 
 
 class ConnectionFault(Exception):
-    """A peer's error that ends the connection with GOAWAY."""
+    """A peer's error that ends the connection with GOAWAY. `limit` names the limit that it ran into, "" for none."""
 
-    def __init__(self, code: Code, reason: str) -> None:
+    def __init__(self, code: Code, reason: str, limit: str = "") -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
+        self.limit = limit
 
 
 class StreamFault(Exception):
-    """A peer's error that ends one stream with RST_STREAM."""
+    """A peer's error that ends one stream with RST_STREAM. `limit` names the limit that it ran into, "" for none."""
 
-    def __init__(self, stream_id: int, code: Code) -> None:
+    def __init__(self, stream_id: int, code: Code, limit: str = "") -> None:
         super().__init__(stream_id, code)
         self.stream_id = stream_id
         self.code = code
+        self.limit = limit
 
 
 def greeting(settings: Iterable[tuple[int, int]], connection_window: int) -> bytes:

@@ -98,10 +98,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     remembered_block_bytes: int = 1024
     """Larger blocks are not kept: with their parsed form they would let a peer pin memory."""
     chatter_burst: int = 10_000
-    """Frames that ask for work and bring no message (PING, SETTINGS, PRIORITY, empty DATA, a reset before any message,
-    unknown types, errors) tolerated at once; beyond that the connection ends with ENHANCE_YOUR_CALM."""
+    """Frames that ask for work and bring no message (PING, SETTINGS, PRIORITY, empty DATA and empty messages, a reset
+    before any message, WINDOW_UPDATE beyond what our answers call for, unknown types, errors) tolerated at once; beyond
+    that the connection ends with ENHANCE_YOUR_CALM. What costs more counts for more: a header block for nothing one more
+    for each KiB, SETTINGS one more for each 16 of them, a changed initial window one more for each 100 open streams."""
     chatter_per_s: float = 1_000.0
     """Rate at which that allowance comes back: about 0.2 % of a core, far above keep-alive and bandwidth probes."""
+    answer_bytes_per_update: int = 64
+    """Bytes of our answers that call for one WINDOW_UPDATE. Envoy sends one for half a window; simple clients send two for
+    each message that they read."""
 
 
 class Status(enum.IntEnum):
@@ -159,6 +164,7 @@ class _Stream(msgspec.Struct):
     receivable: int
     sendable: int
     body_left: int | None
+    block_bytes: int
     buffer: bytearray | None = None
     queue: deque[memoryview] | None = None
     queued: int = 0
@@ -169,15 +175,20 @@ class _Stream(msgspec.Struct):
     heard: bool = False
 
 
+def _unnoticed(limit: str) -> None:
+    pass
+
+
 class Connection:
     """State of one connection, owned by one caller, used from one thread.
 
     `closing` becomes True when nothing more will be read or opened: write what `take_output` returns, then close the
-    socket.
+    socket. `hit` is told the name of each limit that the peer runs into, a field of `Limits`.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, hit: Callable[[str], None] = _unnoticed) -> None:
         self._limits = limits
+        self._hit = hit
         self._rest = b""
         self._greeted = False
         self._streams: dict[int, _Stream] = {}
@@ -205,6 +216,7 @@ class Connection:
         self._assembling = 0
 
         self._sendable = DEFAULT_WINDOW
+        self._granted = DEFAULT_WINDOW
         self._peer_window = DEFAULT_WINDOW
         self._peer_frame = DEFAULT_FRAME
         self._block_prefix = b""
@@ -215,6 +227,8 @@ class Connection:
 
         self._chatter = float(limits.chatter_burst)
         self._chatter_since_s = 0.0
+        self._updates_due = 0
+        self._sent_accounted = 0
         self._now_s = 0.0
 
         self._out: list[bytes | memoryview] = [greeting(_settings(limits), limits.connection_window_bytes)]
@@ -294,7 +308,9 @@ class Connection:
             head, flags, stream_id = unpack(data, position)
             length = head >> 8
             if length > max_frame:
-                raise ConnectionFault(Code.FRAME_SIZE_ERROR, "frame larger than SETTINGS_MAX_FRAME_SIZE")
+                raise ConnectionFault(
+                    Code.FRAME_SIZE_ERROR, "frame larger than SETTINGS_MAX_FRAME_SIZE", "max_frame_bytes"
+                )
             start = position + 9
             stop = start + length
             if stop > size:
@@ -312,6 +328,8 @@ class Connection:
                 else:
                     _ON_FRAME.get(kind, Connection._on_unknown)(self, flags, stream_id, data[start:stop], events)
             except StreamFault as error:
+                if error.limit:
+                    self._hit(error.limit)
                 self._spend_chatter()
                 self._reset(error.stream_id, error.code, events)
         return position
@@ -323,7 +341,7 @@ class Connection:
             self._grant_connection()
         stream = self._streams.get(stream_id)
         if stream is None or stream.remote_done:
-            self._data_out_of_place(stream_id, stream)
+            self._data_out_of_place(stream_id, stream, not length)
             return
         stream.receivable -= length
         if flags & PADDED:
@@ -345,23 +363,27 @@ class Connection:
         if flags & END_STREAM:
             self._end(stream, events)
 
-    def _data_out_of_place(self, stream_id: int, stream: _Stream | None) -> None:
+    def _data_out_of_place(self, stream_id: int, stream: _Stream | None, empty: bool) -> None:
         """DATA where none may come. What was in flight when we closed a stream is no error."""
         if stream_id == 0 or stream_id > self._last_id:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "DATA on an idle stream")
         if stream is not None or stream_id in self._ended_by_peer:
             raise StreamFault(stream_id, Code.STREAM_CLOSED)
+        if empty:
+            self._spend_chatter()
 
     def _grant_connection(self) -> None:
         if self._receivable < 0:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window allows")
+            raise ConnectionFault(
+                Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window allows", "connection_window_bytes"
+            )
         window = self._limits.connection_window_bytes
         self._out.append(FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, 0) + U32.pack(window - self._receivable))
         self._receivable = window
 
     def _grant_stream(self, stream: _Stream) -> None:
         if stream.receivable < 0:
-            raise StreamFault(stream.id, Code.FLOW_CONTROL_ERROR)
+            raise StreamFault(stream.id, Code.FLOW_CONTROL_ERROR, "stream_window_bytes")
         window = self._limits.stream_window_bytes
         self._out.append(FRAME.pack(4 << 8 | WINDOW_UPDATE, 0, stream.id) + U32.pack(window - stream.receivable))
         stream.receivable = window
@@ -413,12 +435,15 @@ class Connection:
         self._assembling += grown
         if self._assembling <= self._limits.max_assembling_bytes:
             return True
+        self._hit("max_assembling_bytes")
         self._refuse(stream, Status.RESOURCE_EXHAUSTED, "too many unfinished messages on this connection", events)
         return False
 
     def _deliver(self, stream: _Stream, flag: int, message: bytes, events: list[Event]) -> bool:
         """Hand one message on; False when the stream was refused instead."""
         stream.heard = True
+        if not message:
+            self._spend_chatter()
         if not flag:
             events.append(Received(stream.id, message))
             return True
@@ -452,6 +477,7 @@ class Connection:
 
     def _refuse_size(self, stream: _Stream, events: list[Event]) -> None:
         limit = self._limits.max_message_bytes
+        self._hit("max_message_bytes")
         self._refuse(stream, Status.RESOURCE_EXHAUSTED, f"message larger than {limit} bytes", events)
 
     def _refuse(self, stream: _Stream, status: Status, message: str, events: list[Event]) -> None:
@@ -499,8 +525,10 @@ class Connection:
         block += payload
         self._block_continuations += 1
         limits = self._limits
-        if len(block) > limits.max_header_list_bytes or self._block_continuations > limits.max_continuations:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "header block too large")
+        if len(block) > limits.max_header_list_bytes:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "header block too large", "max_header_list_bytes")
+        if self._block_continuations > limits.max_continuations:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "header block in too many pieces", "max_continuations")
         if flags & END_HEADERS:
             self._block = None
             self._on_block(self._block_flags, stream_id, bytes(block), events)
@@ -515,9 +543,13 @@ class Connection:
             return
         self._last_id = stream_id
         call = self._read_call(stream_id, block)
-        if stream_id > self._refused_from or len(self._streams) >= self._limits.max_concurrent_streams:
+        if stream_id > self._refused_from:
             raise StreamFault(stream_id, Code.REFUSED_STREAM)
-        stream = _Stream(stream_id, call, self._limits.stream_window_bytes, self._peer_window, call.body_bytes)
+        if len(self._streams) >= self._limits.max_concurrent_streams:
+            raise StreamFault(stream_id, Code.REFUSED_STREAM, "max_concurrent_streams")
+        stream = _Stream(
+            stream_id, call, self._limits.stream_window_bytes, self._peer_window, call.body_bytes, len(block)
+        )
         self._streams[stream_id] = stream
         if call.http_status == 200:
             events.append(Opened(stream_id, call.path, call.timeout_s))
@@ -542,6 +574,7 @@ class Connection:
 
     def _block_out_of_place(self, stream_id: int, block: bytes) -> None:
         """A header block on a stream that is over. One in flight when we closed is no error, but feeds the decoder."""
+        self._spend_chatter(1 + len(block) // 1024)
         self._read_fields(block)
         if stream_id in self._ended_by_peer:
             raise ConnectionFault(Code.STREAM_CLOSED, "HEADERS on a closed stream")
@@ -552,7 +585,7 @@ class Connection:
         try:
             return self._blocks.fields(block)
         except TooLarge as error:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error)) from None
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error), "max_header_list_bytes") from None
         except HpackError as error:
             raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from None
 
@@ -560,9 +593,10 @@ class Connection:
         try:
             return self._blocks.call(block)
         except Malformed:
+            self._spend_chatter(len(block) // 1024)
             raise StreamFault(stream_id, Code.PROTOCOL_ERROR) from None
         except TooLarge as error:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error)) from None
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error), "max_header_list_bytes") from None
         except HpackError as error:
             raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from None
 
@@ -582,7 +616,7 @@ class Connection:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
         stream = self._streams.get(stream_id)
         if stream is None or not stream.heard:
-            self._spend_chatter()
+            self._spend_chatter(1 if stream is None else 1 + stream.block_bytes // 1024)
         if stream is not None:
             stream.remote_done = True
             self._lose(stream, events)
@@ -590,7 +624,7 @@ class Connection:
     def _on_settings(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS on a stream")
-        self._spend_chatter()
+        self._spend_chatter(1 + len(payload) // 96)
         if flags & ACK:
             if payload:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
@@ -622,6 +656,9 @@ class Connection:
         if value > MAX_WINDOW:
             raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE out of range")
         change = value - self._peer_window
+        if not change:
+            return
+        self._spend_chatter(len(self._streams) // 100)
         self._peer_window = value
         for stream in self._streams.values():
             stream.sendable += change
@@ -660,6 +697,7 @@ class Connection:
             return
         if stream_id > self._last_id:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
+        self._expect_update()
         stream = self._streams.get(stream_id)
         if stream is None:
             return
@@ -678,22 +716,37 @@ class Connection:
     def _widen_connection(self, increment: int) -> None:
         if not increment:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
+        self._expect_update()
         self._sendable += increment
+        self._granted += increment
         if self._sendable > MAX_WINDOW:
             raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "window above 2^31-1")
         if self._waiting:
             self._pump()
 
-    def _spend_chatter(self) -> None:
-        self._chatter -= 1.0
+    def _expect_update(self) -> None:
+        """One WINDOW_UPDATE came. What our answers do not call for is chatter."""
+        self._updates_due -= 1
+        if self._updates_due >= 0:
+            return
+        # The connection's window has lost what was sent, so that sending itself need not count.
+        per_update = self._limits.answer_bytes_per_update
+        due = (self._granted - self._sendable - self._sent_accounted) // per_update
+        self._sent_accounted += due * per_update
+        self._updates_due = max(0, min(due, self._limits.chatter_burst) - 1)
+        if not due:
+            self._spend_chatter()
+
+    def _spend_chatter(self, cost: int = 1) -> None:
+        self._chatter -= cost
         if self._chatter >= 0.0:
             return
         limits = self._limits
         since_s = self._now_s - self._chatter_since_s
-        self._chatter = min(float(limits.chatter_burst), since_s * limits.chatter_per_s) - 1.0
+        self._chatter = min(float(limits.chatter_burst), since_s * limits.chatter_per_s) - cost
         self._chatter_since_s = self._now_s
         if self._chatter < 0.0:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames without a message")
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames without a message", "chatter_burst")
 
     def send(self, stream_id: int, message: bytes) -> bool:
         """Queue one message. False when the stream was reset because too much waits for the peer; True otherwise, also
@@ -718,6 +771,7 @@ class Connection:
         limits = self._limits
         if stream.queued <= limits.max_queued_bytes and self._queued <= limits.max_connection_queued_bytes:
             return True
+        self._hit("max_queued_bytes" if stream.queued > limits.max_queued_bytes else "max_connection_queued_bytes")
         self._forget(stream)
         self._put_reset(stream_id, Code.ENHANCE_YOUR_CALM)
         return False
@@ -856,6 +910,8 @@ class Connection:
         return events
 
     def _fail(self, error: ConnectionFault, events: list[Event]) -> None:
+        if error.limit:
+            self._hit(error.limit)
         self._failed = True
         self._out.append(goaway(self._last_id, error.code, error.reason))
         events += self._lose_all()
