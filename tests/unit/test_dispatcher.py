@@ -263,6 +263,52 @@ class TestOneRequest:
         assert set(steer.scores) == {one.destination for one in members(3)}
 
 
+class TestAnswersToCome:
+    @pytest.mark.parametrize(
+        ("policy", "max_tokens", "expected"),
+        [
+            (Policy(look_share=0.0), 50, 0),
+            (Policy(output_ratio=2.0), None, 2.0),
+            (Policy(output_ratio=2.0, max_output_tokens=100), None, 100),
+            (Policy(output_ratio=2.0, max_output_tokens=100), 50, 50),
+            (Policy(output_ratio=0.001, max_output_tokens=100), 50, 1),
+        ],
+    )
+    def test_they_count_until_the_end(self, policy: Policy, max_tokens: int | None, expected: float) -> None:
+        desk = Desk(2, policy=policy)
+        _, account = desk.route(chat(stream=True, max_tokens=max_tokens))
+        prompt = account.request.prompt_tokens
+        answer = expected * prompt if expected == 2.0 else expected
+        assert desk.endpoints.in_flight_tokens.sum() == prompt + answer
+        desk.dispatcher.first_body(account, NOW_S + 1)
+        assert desk.endpoints.in_flight_tokens.sum() == answer
+        desk.dispatcher.finished(account, complete(), NOW_S + 2)
+        assert not desk.endpoints.in_flight_tokens.any()
+
+    def test_they_move_with_the_request(self) -> None:
+        desk = Desk(2, policy=Policy(output_ratio=2.0))
+        steer, account = desk.route()
+        before = desk.endpoints.in_flight_tokens.sum()
+        other = next(one for one in desk.endpoints.members if one.destination != steer.destination)
+        desk.dispatcher.started(account, Started(200, {}, other.destination), NOW_S)
+        assert desk.endpoints.in_flight_tokens.sum() == before
+        assert desk.endpoints.in_flight_tokens[desk.endpoints.slot_by_destination(other.destination)] == before
+        desk.dispatcher.finished(account, complete(), NOW_S)
+        assert not desk.endpoints.in_flight_tokens.any()
+
+    def test_they_do_not_pass_for_prompt_tokens_worked_off(self) -> None:
+        """The rate is learned from prompts alone."""
+        rates = []
+        for ratio in (0.0, 3.0):
+            desk = Desk(1, policy=Policy(output_ratio=ratio))
+            for number in range(20):
+                _, account = desk.route(chat(f"{number} {LONG}", stream=True), NOW_S + number)
+                desk.dispatcher.first_body(account, NOW_S + number + 0.5)
+                desk.dispatcher.finished(account, complete(), NOW_S + number + 0.6)
+            rates.append(desk.ledger.prefill_rate(desk.slot(0)))
+        assert rates[0] == rates[1] != 10_000
+
+
 class TestHeaders:
     @pytest.mark.parametrize("name", ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"])
     def test_a_rewrite_splices_the_model_and_turns_it_back(self, name: str) -> None:
@@ -580,7 +626,7 @@ class Lives(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(3)
+        self.desk = Desk(3, policy=Policy(look_share=0.2, output_ratio=0.5))
         self.now_s = NOW_S
         self.open: list[Account] = []
 
