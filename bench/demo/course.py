@@ -51,7 +51,7 @@ async def demo(options: Options, console: Console, directory: Path) -> None:
     async with aiohttp.ClientSession() as client:
         offer = await ask(options.servers, client) if options.servers else SIMULATED
         ports = choose_ports(options.port)
-        console.print(_introduction(options, offer))
+        console.print(_introduction(options, offer), markup=False, soft_wrap=not console.is_terminal)
         runs = []
         for policy in (ROUND_ROBIN, DEFAULT):
             workload = _workload(options, offer)
@@ -104,7 +104,7 @@ async def _play(
         with console.status("starting"):
             scene = await start(
                 stand, policy, ports, options.servers, options.seed, client,
-                lambda part, where: console.print(f"  ready  {part:<9} {where}"),
+                lambda part, where: console.print(f"  ready  {part:<9} {where}", markup=False),
             )  # fmt: skip
         tally = Tally(scene.servers, request_count(workload), offer.model)
         before = _caches(await look(scene, client))

@@ -17,7 +17,7 @@ from bench.demo.comparison import Run, longest_conversation, milliseconds, path,
 from bench.demo.tally import UNSEEN, Seen, Tally
 from bench.load.client import Result
 
-PLAIN_EVERY_S = 3.0
+PLAIN_EVERY_S = 2.0
 
 Snapshot = Mapping[str, Seen]
 
@@ -68,8 +68,12 @@ def board(title: str, tally: Tally, snapshot: Snapshot, elapsed_s: float, *, las
 def headline(title: str, tally: Tally, elapsed_s: float) -> Text:
     done = len(tally.results)
     text = Text.assemble((title, "bold"), f"   {done}/{tally.total} answered, ")
-    text.append(f"{tally.errors} errors", style="red" if tally.errors else "")
+    text.append(errors(tally), style="red" if tally.errors else "")
     return text.append(f"   {elapsed_s:.0f} s   {first_tokens(tally)}")
+
+
+def errors(tally: Tally) -> str:
+    return "1 error" if tally.errors == 1 else f"{tally.errors} errors"
 
 
 def first_tokens(tally: Tally) -> str:
@@ -87,13 +91,13 @@ def servers_table(tally: Tally, snapshot: Snapshot) -> Table:
     for number, server in enumerate(tally.servers, 1):
         seen = snapshot.get(server, UNSEEN)
         table.add_row(
-            f"{number}  {server}" + ("" if seen.reachable else "  [red]down[/]"),
+            Text.assemble(f"{number}  {server}", ("" if seen.reachable else "  down", "red")),
             str(requests[server]),
             _count(seen.in_flight),
             _count(seen.waiting),
             percent(seen.kv_usage),
             percent(seen.cache.rate if seen.cache else None),
-            " ".join(adapters[server]),
+            Text(" ".join(adapters[server])),
         )
     return table
 
@@ -113,7 +117,7 @@ def recent(tally: Tally, result: Result) -> Text:
 def plain(tally: Tally, snapshot: Snapshot, elapsed_s: float) -> str:
     seen = [snapshot.get(server, UNSEEN) for server in tally.servers]
     return (
-        f"  {elapsed_s:3.0f} s  {len(tally.results)}/{tally.total} answered, {tally.errors} errors; {first_tokens(tally)}; "
+        f"  {elapsed_s:3.0f} s  {len(tally.results)}/{tally.total} answered, {errors(tally)}; {first_tokens(tally)}; "
         f"requests {_slashed(map(str, tally.requests().values()))}, in flight {_slashed(_count(s.in_flight) for s in seen)}, "
         f"cache hits {_slashed(percent(s.cache.rate if s.cache else None) for s in seen)}"
     )
@@ -138,10 +142,12 @@ def _sample(first: Run, second: Run) -> list[RenderableType]:
     turns, others = found
     width = max(len(first.name), len(second.name))
     return [
-        f"Where the {len(turns)} turns of one conversation ({turns[0].tenant}, model {turns[0].model}) went, and how much was cached:",
-        f"  {first.name:<{width}}  {path(first, turns)}",
-        f"  {second.name:<{width}}  {path(second, others)}",
-        "",
+        Text(
+            f"Where the {len(turns)} turns of one conversation ({turns[0].tenant}, model {turns[0].model}) went, "
+            "and how much was cached:"
+        ),
+        Text(f"  {first.name:<{width}}  {path(first, turns)}"),
+        Text(f"  {second.name:<{width}}  {path(second, others)}\n"),
     ]
 
 
