@@ -301,8 +301,9 @@ class TestAnswersToCome:
         rates = []
         for ratio in (0.0, 3.0):
             desk = Desk(1, policy=Policy(output_ratio=ratio))
-            for number in range(20):
-                _, account = desk.route(chat(f"{number} {LONG}", stream=True), NOW_S + number)
+            # One is always behind another: what stands between two first tokens is the later one's prompt.
+            accounts = [desk.route(chat(f"{number} {LONG}", stream=True))[1] for number in range(20)]
+            for number, account in enumerate(accounts):
                 desk.dispatcher.first_body(account, NOW_S + number + 0.5)
                 desk.dispatcher.finished(account, complete(), NOW_S + number + 0.6)
             rates.append(desk.ledger.prefill_rate(desk.slot(0)))
