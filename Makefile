@@ -56,9 +56,11 @@ fuzz: .cache/fuzz/.ready  ## fuzz what reads foreign bytes (FUZZ_SECONDS=600 eac
 	@for target in $(FUZZ_TARGETS); do .cache/fuzz/venv/bin/python -m tests.fuzz $$target $(FUZZ_SECONDS) || exit 1; done
 
 .PHONY: format
-format: $(VENV)/.ready  ## format the code
+format: $(VENV)/.ready  ## format the code, write generated files anew
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+	@$(BIN)/python -m epp.drops > docs/outcomes.md
+	@$(BIN)/epp schema > config/schema.json
 
 .PHONY: lock
 lock:  ## resolve requirements/*.txt anew from pyproject.toml

@@ -15,6 +15,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from epp.drops import OUTCOMES
 from epp.endpoint import Endpoint, Endpoints, FloatArray
 from epp.observe import metrics as record
 from epp.observe.metrics import Bounds, Metrics, Row, Series
@@ -354,6 +355,9 @@ class Exposition:
         polls = [((METRICS_SOURCE,), metrics.scrape_failures.total())]
         for prefix in ("llm_d_epp_", "llm_d_inference_scheduler_"):
             yield Values("counter", f"{prefix}datalayer_poll_errors_total", text, ("source_type",), polls)
+        refusals = [((reason.value, str(OUTCOMES[reason].status)), n) for reason, n in metrics.refusals.items()]
+        text = "Requests answered by the picker itself, by why; 499 is a client that left and was sent nothing."
+        yield Values("counter", "epp_refusals_total", text, ("reason", "status"), refusals)
         degradations = [((kind,), n) for kind, n in metrics.degradations.items()]
         text = "Answers by less than the configured policy, by what stood in."
         yield Values("counter", "epp_degraded_total", text, ("kind",), degradations)

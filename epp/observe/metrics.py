@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from typing import Literal, Protocol
 
-from epp.drops import Outcome
+from epp.drops import Outcome, Reason
 from epp.endpoint import Endpoint
 
 MAX_NAMES = 1000
@@ -135,6 +135,7 @@ class Metrics:
         self.plugin_failures: Counter[tuple[str, str]] = Counter()
         self.scrape_failures: Counter[str] = Counter()
         self.degradations: Counter[str] = Counter()
+        self.refusals: Counter[Reason] = Counter()
         self._models: set[str] = set()
         self._targets: set[str] = set()
         self._fairness_ids: set[str] = set()
@@ -162,6 +163,7 @@ class Metrics:
         series = self.series.get(key) or self._admitted(key)
         series.requests += 1
         series.errors[outcome.error_code] += 1
+        self.refusals[outcome.reason] += 1
 
     def first_token(
         self, model: str, target: str, priority: int, fairness_id: str, ttft_s: float, streaming: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -60,8 +61,8 @@ def test_a_refusal_is_a_request_and_an_error_by_its_code() -> None:
     series = metrics.series[KEY]
     assert series.requests == len(Reason)
     assert series.running == 0
-    assert series.errors["InferencePoolResourceExhausted"] == 1
-    assert series.errors["ServiceUnavailable"] == 2
+    assert series.errors == Counter(outcome.error_code for outcome in OUTCOMES.values())
+    assert metrics.refusals == Counter(Reason)
 
 
 @pytest.mark.parametrize(("status", "errors"), [(200, 0), (204, 0), (302, 0), (400, 1), (429, 1), (503, 1), (0, 0)])

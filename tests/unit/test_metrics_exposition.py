@@ -81,7 +81,13 @@ OBJECTIVE = ("prompt_cached_tokens_bucket", "request_ttft_seconds_bucket", "requ
 OWN = (
     *("epp_stage_duration_seconds_bucket", "epp_responses_total", "epp_requests_aborted_total"),
     *("epp_estimated_input_tokens_total", "epp_plugin_failures_total", "epp_scrape_failures_total"),
-    *("epp_degraded_total", "epp_pool_endpoints", "epp_pool_unreachable_endpoints", "epp_ledger_requests"),
+    *(
+        "epp_degraded_total",
+        "epp_refusals_total",
+        "epp_pool_endpoints",
+        "epp_pool_unreachable_endpoints",
+        "epp_ledger_requests",
+    ),
     *("process_cpu_seconds_total", "process_resident_memory_bytes", "python_info"),
 )
 
@@ -317,6 +323,7 @@ def test_what_is_in_flight_by_endpoint() -> None:
 def test_faults_and_gauges() -> None:
     page = exposition()
     assert value(page, "epp_plugin_failures_total", plugin_name="my-scorer", kind="raised") == 1
+    assert value(page, "epp_refusals_total", reason="rejected-saturated", status="429") == 1
     assert value(page, "epp_scrape_failures_total", kind="timeout") == 1
     assert value(page, "llm_d_epp_datalayer_poll_errors_total", source_type="metrics-data-source") == 2
     assert value(page, "epp_ledger_requests") == 3
