@@ -62,6 +62,7 @@ from epp.extproc.events import (
     StreamedRequestBody,
     StreamedResponseBody,
 )
+from epp.extproc.room import Room
 from epp.openai.turnback import TurnBack
 
 PIECE_BYTES = 62_000
@@ -115,6 +116,8 @@ _END_OF_STREAM = EndOfStream()
 class Exchange:
     """Owns the state of one exchange. `default_modes` hold where the first message does not tell the modes.
 
+    What it collects of a body counts against `room`, which exchanges share, until the decision.
+
     `receive` takes what Envoy said, or the dispatcher's answer to an `Arrival`; that answer may come any time later.
     It returns what to do, in order. A `Started` is followed directly by its `ResponseHeadersReply`.
 
@@ -140,6 +143,7 @@ class Exchange:
         "_pieces",
         "_request_ended",
         "_response_mode",
+        "_room",
         "_subset",
         "_tail",
         "_tail_bytes",
@@ -150,8 +154,11 @@ class Exchange:
         "_watched",
     )
 
-    def __init__(self, default_modes: Modes, body_limit_bytes: int = BODY_LIMIT_BYTES) -> None:
+    def __init__(
+        self, default_modes: Modes, body_limit_bytes: int = BODY_LIMIT_BYTES, room: Room | None = None
+    ) -> None:
         self._modes = default_modes
+        self._room = room or Room()
         self._limit = body_limit_bytes
         self._asking = _WAITING
         self._answering = _UNANSWERED
@@ -242,11 +249,16 @@ class Exchange:
         self._has_body = True
         if event.data:
             self._pieces.append(event.data)
-        self._collected_bytes += len(event.data)
-        if self._collected_bytes > self._limit:
+        size = len(event.data)
+        if self._collected_bytes + size > self._limit:
             return self._refuse(
                 Drop(Reason.BODY_TOO_LARGE, f"The request body exceeds {self._limit} bytes. Send less.")
             )
+        if not self._room.take(size, self._collected_bytes):
+            return self._refuse(
+                Drop(Reason.SATURATED, "Too many large requests are arriving at once. Try again later.")
+            )
+        self._collected_bytes += size
         if not event.end:
             return []
         self._request_ended = True
@@ -303,7 +315,7 @@ class Exchange:
         )
         replies: list[Reply | Notice] = [*self._carry(steer), *self._owed]
         self._owed.clear()
-        self._body = b""
+        self._let_go()
         return replies + self._hang_up() if self._half_closed else replies
 
     def _carry(self, steer: Steer) -> list[Reply]:
@@ -350,7 +362,13 @@ class Exchange:
         self._asking = _VOID
         self._pieces.clear()
         self._owed.clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._body = b""
+        if self._collected_bytes:
+            self._room.give(self._collected_bytes)
+            self._collected_bytes = 0
 
     # The response
 

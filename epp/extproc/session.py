@@ -27,6 +27,7 @@ from epp.extproc.events import (
     StreamedResponseBody,
 )
 from epp.extproc.exchange import BODY_LIMIT_BYTES, Exchange
+from epp.extproc.room import Room
 from epp.extproc.transport import OpenSession, Session, Stream
 
 INVALID_ARGUMENT = 3
@@ -64,11 +65,13 @@ def open_session(
     incidents: Incidents,
     body_limit_bytes: int = BODY_LIMIT_BYTES,
     reply: Stopwatch = UNMEASURED,
+    room: Room | None = None,
 ) -> OpenSession:
-    """What a transport calls for each call. `clock` gives seconds, as the event loop's."""
+    """What a transport calls for each call. `clock` gives seconds, as the event loop's. All calls share `room`."""
+    shared = room or Room()
 
     def opened(stream: Stream) -> Session:
-        return _Call(stream, dispatcher, clock, Exchange(default_modes, body_limit_bytes), incidents, reply)
+        return _Call(stream, dispatcher, clock, Exchange(default_modes, body_limit_bytes, shared), incidents, reply)
 
     return opened
 

@@ -46,6 +46,7 @@ from epp.extproc.frames import PREFACE
 from epp.extproc.hpack import HpackError, StatelessDecoder
 from epp.extproc.http2 import Connection, Ended, Limits, Lost, Opened, Received
 from epp.extproc.http2 import Event as Http2Event
+from epp.extproc.room import Room
 from epp.openai import body as request_body
 from epp.openai.api import Kind
 from epp.openai.rewrite import rewrite_model
@@ -220,7 +221,9 @@ def exchange(data: bytes) -> None:
     wanted: Drop | Steer = Drop(Reason.SATURATED, "later") if drops else steer
     later = bool(data[1] & 16)
     events = list(_events(data[2:], modes if data[1] & 32 else None))
-    told = _told(Exchange(modes, 3_000), events, wanted, later)
+    room = Room(60)
+    told = _told(Exchange(modes, 40, room), events, wanted, later)
+    assert room.held_bytes == 0
     _check_account(told)
     _check_bodies(events, told, modes, steer)
 
