@@ -5,6 +5,7 @@ control. The request's own header `x-answer` says how to answer:
 
 - `json` (default): one JSON object; `sse:N`: N events, then `[DONE]`; `trailers`: chunked JSON with trailers
 - `die:N`: N events, then the connection is reset; `slow:N`: N events 50 ms apart; `status:C`: an error of status C
+- `late`: nothing until `release`, then JSON; `hold:N`: one event, then nothing until `release`, then N events and the end
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Origin:
         self.received: list[Received] = []
         self.aborted = threading.Event()
         """Set when a peer went away before its answer was written."""
+        self._gate = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = listener.getsockname()[1]
@@ -74,6 +76,14 @@ class Origin:
     @property
     def last(self) -> Received:
         return self.received[-1]
+
+    def release(self) -> None:
+        """Let every answer that is held go on."""
+        self._loop.call_soon_threadsafe(self._gate.set)
+
+    def hold(self) -> None:
+        """Hold answers again, those to come."""
+        self._loop.call_soon_threadsafe(self._gate.clear)
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -112,6 +122,11 @@ class Origin:
         how, _, argument = request.headers.get("x-answer", "json").partition(":")
         if how == "json":
             await _send(writer, 200, "application/json", self._json(request), {"x-server": self.name})
+        elif how == "late":
+            await self._gate.wait()
+            await _send(writer, 200, "application/json", self._json(request), {"x-server": self.name})
+        elif how == "hold":
+            await self._held(writer, _events(request, int(argument) + 1))
         elif how == "status":
             await _send(writer, int(argument), "application/json", b'{"error": {"message": "as told"}}')
         elif how == "trailers":
@@ -127,6 +142,17 @@ class Origin:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
             raise ConnectionResetError("as told")
+
+    async def _held(self, writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-server: {self.name}\r\n"
+        writer.write(head.encode() + b"transfer-encoding: chunked\r\n\r\n")
+        for number, piece in enumerate(pieces):
+            if number == 1:
+                await self._gate.wait()
+            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
 
     def _json(self, request: Received) -> bytes:
         usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
