@@ -67,6 +67,7 @@ _END = b"\x10\x01"
 _END_OF_HEADERS = b"\x18\x01"
 _NO_METADATA = b"B\x00"
 """An empty `metadata_context`, which Envoy 1.40 puts behind every part. A body that ends so without one is left to upb."""
+_LARGE_BYTES = 16_384
 _REMEMBERED_BYTES = 256
 """Largest header entry or metadata that is remembered, so that memory stays bounded whatever clients send."""
 
@@ -91,12 +92,17 @@ def _decode_fast(message: bytes) -> Event | None:
         stop = len(message) - 2 if message.endswith(_NO_METADATA) else len(message)
         going, last, size = _request_body_layouts(stop)
         if message.startswith(going):
-            return RequestBody(message[size:stop], False)
+            return RequestBody(_cut(message, size, stop), False)
         if message.startswith(last) and message.endswith(_END, 0, stop):
-            return RequestBody(message[len(last) : stop - 2], True)
+            return RequestBody(_cut(message, len(last), stop - 2), True)
     elif tag in (_REQUEST_HEADERS, _RESPONSE_HEADERS):
         return _decode_headers(message, tag)
     return None
+
+
+def _cut(message: bytes, start: int, stop: int) -> bytes | memoryview:
+    """A part of `message`; without a copy where it is large and will be joined with others anyway."""
+    return message[start:stop] if stop - start < _LARGE_BYTES else memoryview(message)[start:stop]
 
 
 def _body_layouts(tag: int, size: int) -> tuple[bytes, bytes, int]:

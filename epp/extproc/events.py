@@ -52,7 +52,7 @@ class RequestHeaders(msgspec.Struct, frozen=True):
 class RequestBody(msgspec.Struct, frozen=True, gc=False):
     """`subset` may first arrive with the body: metadata of the first message that has it is kept."""
 
-    data: bytes
+    data: bytes | memoryview
     end: bool
     subset: tuple[str, ...] | None = None
 

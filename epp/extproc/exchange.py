@@ -164,7 +164,7 @@ class Exchange:
         self._answering = _UNANSWERED
         self._headers: dict[str, str] = {}
         self._subset: tuple[str, ...] | None = None
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
         self._collected_bytes = 0
         self._body = b""
         self._has_body = False
@@ -282,7 +282,8 @@ class Exchange:
     def _arrive(self, carrier: Carrier) -> list[Reply | Notice]:
         self._asking = _DECIDING
         self._carrier = carrier
-        self._body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        pieces = self._pieces
+        self._body = pieces[0] if len(pieces) == 1 and type(pieces[0]) is bytes else b"".join(pieces)
         self._pieces.clear()
         hidden = self._modes.response is _NONE
         return [

@@ -65,6 +65,7 @@ from epp.extproc.frames import (
 from epp.extproc.hpack import Field, HpackError, TooLarge
 
 MIB = 1 << 20
+LARGE_READ_BYTES = 16_384
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,15 +271,30 @@ class Connection:
         if self._failed:
             return events
         self._now_s = now_s
-        if self._rest:
-            data = self._rest + data
+        used = 0
         try:
-            used = self._parse(data, events) if self._greeted else self._greet(data, events)
+            if self._rest:
+                data, used = self._continued(data, events)
+            used = self._parse(data, events, used) if self._greeted else self._greet(data, events)
         except ConnectionFault as error:
             self._fail(error, events)
             return events
         self._rest = data[used:] if used < len(data) else b""
         return events
+
+    def _continued(self, data: bytes, events: list[Event]) -> tuple[bytes, int]:
+        """`data` after what was left of the last read, and how much of it is used up.
+
+        Of a large read only the frame that was cut in two is put together: copying all of it took 15 µs for 256 KB.
+        """
+        rest = self._rest
+        if len(data) > LARGE_READ_BYTES and len(rest) >= FRAME.size and self._greeted:
+            missing = FRAME.size + int.from_bytes(rest[:3], "big") - len(rest)
+            if missing <= len(data):
+                self._rest = b""
+                self._parse(rest + data[:missing], events)
+                return data, missing
+        return rest + data, 0
 
     def lost(self) -> list[Event]:
         """The socket is gone: one `Lost` for every stream still open."""
@@ -775,6 +791,20 @@ class Connection:
         self._forget(stream)
         self._put_reset(stream_id, Code.ENHANCE_YOUR_CALM)
         return False
+
+    def _put_large(self, stream: _Stream, message: bytes) -> None:
+        """A message of several frames, cut without copying. The windows have room for all of it."""
+        length = len(message)
+        stream.sendable -= length + 5
+        self._sendable -= length + 5
+        out, most = self._out, self._peer_frame
+        view = memoryview(message)
+        out.append(DATA_AND_PREFIX.pack(most << 8, 0, stream.id, 0, length))
+        out.append(view[: most - 5])
+        for start in range(most - 5, length, most):
+            piece = view[start : start + most]
+            out.append(FRAME.pack(len(piece) << 8, 0, stream.id))
+            out.append(piece)
 
     def close(self, stream_id: int, status: int, message: str = "") -> None:
         """End the answer with a gRPC status, after what is queued. Nothing happens when the stream is already over."""
