@@ -17,7 +17,7 @@ class Reason(enum.Enum):
 
     BAD_REQUEST = "bad-request"
     BODY_TOO_LARGE = "body-too-large"
-    UNKNOWN_MODEL = "unknown-model"
+    NOT_FOUND = "not-found"
     NO_ENDPOINTS = "rejected-no-endpoints"
     SATURATED = "rejected-saturated"
     TTL_EXPIRED = "rejected-ttl-expired"
@@ -25,7 +25,7 @@ class Reason(enum.Enum):
     EVICTED = "evicted"
     EVICTED_QUEUE_PRESSURE = "evicted-queue-pressure"
     EVICTED_PRIORITY = "evicted-priority"
-    CANCELLED = "rejected-context-cancelled"
+    CLIENT_GONE = "rejected-context-cancelled"
     SHUTTING_DOWN = "rejected-shutting-down"
     OVER_QUOTA = "rejected-over-quota"
     INTERNAL = "internal"
@@ -109,7 +109,7 @@ OUTCOMES: dict[Reason, Outcome] = {
             cause="the body is over the limit",
         ),
         Outcome(
-            reason=Reason.UNKNOWN_MODEL,
+            reason=Reason.NOT_FOUND,
             status=404,
             error_type=_INVALID,
             code="model_not_found",
@@ -157,7 +157,7 @@ OUTCOMES: dict[Reason, Outcome] = {
             "the request gave way to one of higher priority",
         ),
         _rejected(
-            Reason.CANCELLED,
+            Reason.CLIENT_GONE,
             *(CLIENT_CLOSED_REQUEST, "client_closed_request", "ClientClosedRequest", "debug", Return.NEVER),
             "the client left while the request waited",
         ),

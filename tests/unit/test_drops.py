@@ -25,7 +25,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "outcomes.md"
 WHOLE = {
     "BAD_REQUEST": (400, None, "invalid_request_error", "bad_request", "BadRequest", "debug", "NEVER"),
     "BODY_TOO_LARGE": (413, None, "invalid_request_error", "body_too_large", "BadRequest", "info", "NEVER"),
-    "UNKNOWN_MODEL": (404, None, "invalid_request_error", "model_not_found", "NotFound", "info", "NEVER"),
+    "NOT_FOUND": (404, None, "invalid_request_error", "model_not_found", "NotFound", "info", "NEVER"),
     "NO_ENDPOINTS": (
         *(503, "rejected-no-endpoints", "service_unavailable_error", "rejected_no_endpoints"),
         *("ServiceUnavailable", "warning", "POOL"),
@@ -54,7 +54,7 @@ WHOLE = {
         *(429, "evicted-priority", "rate_limit_error", "evicted_priority"),
         *("InferencePoolResourceExhausted", "info", "DRAIN"),
     ),
-    "CANCELLED": (
+    "CLIENT_GONE": (
         *(499, "rejected-context-cancelled", "client_closed_request", "rejected_context_cancelled"),
         *("ClientClosedRequest", "debug", "NEVER"),
     ),
@@ -126,7 +126,7 @@ def test_headers_and_body(reason: Reason) -> None:
         "error": {
             "message": 'Say "less".',
             "type": outcome.error_type,
-            "param": "model" if reason is Reason.UNKNOWN_MODEL else None,
+            "param": "model" if reason is Reason.NOT_FOUND else None,
             "code": outcome.code,
         }
     }
