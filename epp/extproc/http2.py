@@ -783,6 +783,9 @@ class Connection:
             out.append(DATA_AND_PREFIX.pack(size << 8, 0, stream_id, 0, length))
             out.append(message)
             return True
+        if size <= stream.sendable and size <= self._sendable and not self._held:
+            self._put_large(stream, message)
+            return True
         self._enqueue(stream, PREFIX.pack(0, length) + message)
         limits = self._limits
         if stream.queued <= limits.max_queued_bytes and self._queued <= limits.max_connection_queued_bytes:

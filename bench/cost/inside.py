@@ -1,0 +1,203 @@
+"""The picker's request path without sockets and without Envoy: the same bytes every time, and a fake transport.
+
+    python -m bench.cost.inside [--endpoints N] [--prompt-bytes N] [--lean] [--events N] [--profile]
+
+Prints microseconds per request, the least of several rounds; with `--profile` also where they go, by cProfile. The tests count
+work with it: calls, bytes, writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import pstats
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import cast
+
+from bench.cost import wire
+from epp.configuration import build, load_default
+from epp.dispatcher import Dispatcher, Policy
+from epp.endpoint import NO_ADAPTERS, Endpoint, Endpoints, Report
+from epp.extproc.codec import Undecodable
+from epp.extproc.events import BodyMode, Modes
+from epp.extproc.server import Http2Server, _Link
+from epp.extproc.session import open_session
+from epp.ledger import Ledger
+from epp.observe.logs import DecisionLog
+from epp.observe.metrics import Metrics
+from epp.openai.tokens import TokenEstimator
+from epp.pipeline import PluginFaults
+from epp.prefix.index import PrefixIndex
+
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+ANSWER = b'{"id":"1","model":"base","choices":[{"message":{"content":"ok"}}],"usage":{"prompt_tokens":600,"completion_tokens":1}}'
+EVENT = b'data: {"id":"1","model":"base","choices":[{"delta":{"content":"token "}}]}\n\n'
+
+
+class Wire:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        raise AssertionError("nothing here is slow to read")
+
+    resume_reading = can_write_eof = close = abort = pause_reading
+
+
+class Refusing:
+    """Nothing that counts as an incident may happen while cost is measured."""
+
+    def undecodable(self, error: Undecodable) -> None:
+        raise error
+
+    def fault(self, error: Exception) -> None:
+        raise error
+
+    def oversized(self) -> None:
+        raise AssertionError("a body was over the limit")
+
+
+def _fail(kind: str, error: Exception) -> None:
+    raise error
+
+
+def endpoints(count: int, now_s: float) -> Endpoints:
+    """`count` endpoints that have all reported just now, none alike."""
+    pool = Endpoints(stale_after_s=1e9)
+    pool.replace([Endpoint(name=f"server-{n}", address=f"10.0.{n >> 8}.{n & 255}", port=8000) for n in range(count)])
+    rng = random.Random(7)
+    for slot in pool.slots.tolist():
+        report = Report(
+            waiting=float(rng.randrange(4)),
+            running=float(rng.randrange(8)),
+            kv_usage=rng.random(),
+            adapters=NO_ADAPTERS,
+        )
+        pool.report(slot, report, now_s)
+    return pool
+
+
+class Inside:
+    """One connection into a picker with the default policy. Must be made in a running loop."""
+
+    def __init__(
+        self, *, endpoint_count: int = 8, lean: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        rng = random.Random(1)
+        self.metrics = Metrics()
+        self.endpoints = endpoints(endpoint_count, clock())
+        self.index = PrefixIndex()
+        dispatcher = Dispatcher(
+            endpoints=self.endpoints,
+            pipeline=build(load_default(), rng, PluginFaults(lambda line: None, lambda name, kind: None)),
+            ledger=Ledger(self.endpoints),
+            index=self.index,
+            metrics=self.metrics,
+            estimator=TokenEstimator(),
+            policy=Policy(look_share=0.0),
+            rng=rng,
+            timer=time.perf_counter,
+            faults=_fail,
+            decisions=DecisionLog(),
+        )
+        modes = Modes(BodyMode.FULL_DUPLEX_STREAMED, BodyMode.FULL_DUPLEX_STREAMED)
+        server = Http2Server({PROCESS: open_session(dispatcher, clock, modes, Refusing())})
+        self.wire = Wire()
+        self.lean = lean
+        self._link = _Link(server, asyncio.get_running_loop())
+        self._link.connection_made(cast(asyncio.Transport, self.wire))
+        self._link.data_received(wire.greeting())
+        self.wire.writes.clear()
+        self._next = 1
+
+    def close(self) -> None:
+        self._link.connection_lost(None)
+
+    def reads(self, body: bytes, events: int = 0) -> list[bytes]:
+        """What the next request's reads from the socket will be, in order. Stream numbers are used up."""
+        stream_id, self._next = self._next, self._next + 2
+        request_id = f"bd96b535-3ce7-49c4-8106-{stream_id:012x}"
+        start = wire.request_start(stream_id, request_id, len(body), wire.LEAN if self.lean else wire.FULL_DUPLEX)
+        answer = wire.response_start(stream_id, "text/event-stream" if events else "application/json")
+        if self.lean:
+            return [start + wire.whole_request_body(stream_id, body), answer, wire.done(stream_id)]
+        pieces = list(wire.request_body(stream_id, body))
+        reads = [start + pieces[0], *pieces[1:-2], b"".join(pieces[1:][-2:])]
+        if events:
+            reads.append(answer)
+            reads += [wire.response_body(stream_id, EVENT, number == events - 1) for number in range(events)]
+        else:
+            reads.append(answer + wire.response_body(stream_id, ANSWER, True))
+        return [*reads, wire.done(stream_id)]
+
+    def returned(self) -> None:
+        """Envoy has read everything: the credit is back."""
+        self._link.data_received(wire.more_room(sum(map(len, self.wire.writes)) or 1))
+        self.wire.writes.clear()
+
+    def feed(self, reads: list[bytes]) -> None:
+        for data in reads:
+            self._link.data_received(data)
+
+
+def measure(inside: Inside, bodies: list[bytes], events: int, rounds: int) -> float:
+    """Microseconds per request, the least of `rounds`."""
+    best = float("inf")
+    for _ in range(rounds):
+        batch = [inside.reads(body, events) for body in bodies]
+        began = time.process_time()
+        for reads in batch:
+            inside.feed(reads)
+        best = min(best, time.process_time() - began)
+        inside.returned()
+    return best / len(bodies) * 1e6
+
+
+async def _main(args: argparse.Namespace) -> None:
+    inside = Inside(endpoint_count=args.endpoints, lean=args.lean)
+    count = 400 if args.prompt_bytes < 50_000 else 40
+    bodies = [wire.chat(args.prompt_bytes, number, stream=args.events > 0) for number in range(count)]
+    measure(inside, bodies, args.events, 2)
+    print(f"{measure(inside, bodies, args.events, args.rounds):.1f} µs per request")
+    if args.profile:
+        batch = [inside.reads(body, args.events) for body in bodies]
+        profile = cProfile.Profile()
+        profile.enable()
+        for reads in batch:
+            inside.feed(reads)
+        profile.disable()
+        pstats.Stats(profile).sort_stats("tottime").print_stats(45)
+    inside.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="bench.cost.inside", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--endpoints", type=int, default=8)
+    parser.add_argument("--prompt-bytes", type=int, default=2400)
+    parser.add_argument("--lean", action="store_true")
+    parser.add_argument("--events", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--profile", action="store_true")
+    asyncio.run(_main(parser.parse_args()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
