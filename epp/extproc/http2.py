@@ -69,7 +69,11 @@ LARGE_READ_BYTES = 16_384
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one connection may ask of us. Sizes are bytes; each default says why."""
+    """What one connection may ask of us, and how many there may be. Sizes are bytes; each default says why."""
+
+    max_connections: int = 4096
+    """At once. Envoy opens one for each worker thread: room for a hundred proxies with 32 cores. An idle one costs about
+    20 KiB, over TLS 100."""
 
     max_message_bytes: int = 64 * MIB
     """One gRPC message, after decompression. Envoy sends a buffered body whole, up to its own buffer limit; prompts with

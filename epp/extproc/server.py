@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import msgspec
 
+from epp.extproc.door import Door
 from epp.extproc.http2 import Connection, Ended, Event, Limits, Opened, Received, Status
 from epp.extproc.tls import names_of
 from epp.extproc.transport import Abandonable, Admits, OpenSession, Session
@@ -25,12 +26,17 @@ _log = logging.getLogger(__name__)
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """One server now: open connections and streams, calls since the start, bytes of replies that clients have not taken."""
+    """One server now: open connections and streams, calls since the start, bytes of replies that clients have not taken.
+
+    `limits` counts by name what clients ran into: a field of `Limits`, or `greeting_timeout_s`, `handshake_timeout_s` and
+    `open_files`.
+    """
 
     connections: int
     streams: int
     calls: int
     waiting_bytes: int
+    limits: Mapping[str, int]
 
 
 class Http2Server:
@@ -38,6 +44,7 @@ class Http2Server:
 
     `start` once; `drain` asks clients to go elsewhere while open calls go on; `stop` ends everything. All methods belong to
     the loop that ran `start`. With `admits` a connection whose certificate it refuses is cut after the handshake.
+    `on_limit` is told the name of each limit that a client runs into.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Http2Server:
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
         admits: Admits | None = None,
+        on_limit: Callable[[str], None] | None = None,
     ) -> None:
         self.routes = routes
         self.admits = admits
@@ -53,28 +61,28 @@ class Http2Server:
         self.links: set[_Link] = set()
         self.calls = 0
         self._tls = tls
-        self._listener: asyncio.Server | None = None
+        self._on_limit = on_limit
+        self._limits_hit: Counter[str] = Counter()
+        self._door: Door | None = None
         self._all_gone = asyncio.Event()
 
     async def start(self, host: str | None, port: int) -> int:
         """Listen on `host` (None: every interface). Returns the bound port (`port` 0: any free one). Raises OSError when it cannot be had."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(
+        self._door = Door(
             lambda: _Link(self, loop),
-            host,
-            port,
-            ssl=self._tls,
-            ssl_handshake_timeout=GREETING_TIMEOUT_S if self._tls else None,
-            backlog=1024,
+            self._tls,
+            max_connections=self.limits.max_connections,
+            inside=lambda: len(self.links),
+            handshake_timeout_s=GREETING_TIMEOUT_S,
+            hit=self.hit,
         )
-        bound: int = self._listener.sockets[0].getsockname()[1]
-        return bound
+        return self._door.open(host, port)
 
     def drain(self) -> None:
         """Accept no more connections or calls; open calls, and those already on their way, are served."""
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if self._door is not None:
+            self._door.close()
         for link in tuple(self.links):
             link.drain()
 
@@ -90,6 +98,8 @@ class Http2Server:
             for link in tuple(self.links):
                 link.cut()
             await self._gone(LINGER_S)
+        if self._door is not None:
+            await self._door.closed()
 
     def statistics(self) -> Statistics:
         return Statistics(
@@ -97,7 +107,13 @@ class Http2Server:
             streams=sum(link.open_streams for link in self.links),
             calls=self.calls,
             waiting_bytes=sum(link.waiting_bytes for link in self.links),
+            limits=dict(self._limits_hit),
         )
+
+    def hit(self, limit: str) -> None:
+        self._limits_hit[limit] += 1
+        if self._on_limit is not None:
+            self._on_limit(limit)
 
     def left(self, link: _Link) -> None:
         self.links.discard(link)
@@ -147,7 +163,7 @@ class _Link(asyncio.Protocol):
     def __init__(self, server: Http2Server, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
         self._loop = loop
-        self._http2 = Connection(server.limits)
+        self._http2 = Connection(server.limits, server.hit)
         self._calls: dict[int, _Call] = {}
         self._owed: list[tuple[int, _Call]] = []
         self._busy = False
@@ -165,10 +181,6 @@ class _Link(asyncio.Protocol):
             self._closing = True
             self._transport.abort()
             return
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            # A peer that vanished without a word holds its streams until the kernel notices.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._timer = self._loop.call_later(GREETING_TIMEOUT_S, self._expect_greeting)
         self._flush()
 
@@ -359,4 +371,5 @@ class _Link(asyncio.Protocol):
 
     def _expect_greeting(self) -> None:
         if not self._http2.greeted:
+            self._server.hit("greeting_timeout_s")
             self._transport.abort()

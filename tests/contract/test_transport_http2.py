@@ -223,5 +223,5 @@ async def test_statistics_count_what_is_open() -> None:
 async def test_a_port_in_use_is_an_os_error() -> None:
     first = Http2Server({})
     async with serving(first) as address:
-        with pytest.raises(OSError, match="address already in use"):
+        with pytest.raises(OSError, match="ddress already in use"):
             await Http2Server({}).start("127.0.0.1", int(address.rpartition(":")[2]))

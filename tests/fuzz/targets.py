@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -381,11 +382,18 @@ def _mended(text: bytes) -> None:
         msgspec.json.decode(half)
 
 
+_LONG_MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.){20,}', re.DOTALL)
+
+
 def answer_body(data: bytes) -> None:
     """The model's name is turned back the same however the answer is cut; usage is read from anything."""
     if not data:
         return
     text = data[1:]
+    if _LONG_MODEL.search(text):
+        # Held back no longer than the server's name could be. What follows such a value begins anew, and in what is not JSON
+        # its closing quote can begin another member.
+        return
     whole = TurnBack("served", "asked")
     wanted = whole.feed(text) + whole.flush()
     pieces = TurnBack("served", "asked")
