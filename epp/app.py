@@ -252,12 +252,18 @@ class Picker:
         )
 
     async def stop(self, notice_s: float, grace_s: float) -> None:
-        """Say at once that we stop, take calls for `notice_s` more, let open ones go on for `grace_s`, then end."""
+        """Say at once that we stop, take calls for `notice_s` more, let open ones go on for `grace_s`, then `close`."""
         self._draining = True
         self._health.changed()
         log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
         await asyncio.sleep(notice_s)
         await self._server.stop(grace_s)
+        await self.close()
+        log.info("stopped")
+
+    async def close(self) -> None:
+        """End everything now. Safe to call twice, and after a `start` that failed."""
+        await self._server.stop(0.0)
         self._watch.stop()
         if self._trust_timer is not None:
             self._trust_timer.cancel()
@@ -268,7 +274,6 @@ class Picker:
             self._eds.close()
         await self._observation.close()
         await self._health_server.stop(0.0)
-        log.info("stopped")
 
     def serving(self, service: str) -> bool | None:
         """The health service's answer; None for a name nobody knows."""
@@ -441,7 +446,14 @@ async def _serve(settings: Settings, configuration: Configuration) -> None:
         # Before anything else: the first process of a container has no default action for either.
         loop.add_signal_handler(number, told.put_nowait, number)
     picker = Picker(settings, configuration)
-    await picker.start()
+    try:
+        await picker.start()
+        await _until_told(picker, settings, told)
+    finally:
+        await picker.close()
+
+
+async def _until_told(picker: Picker, settings: Settings, told: asyncio.Queue[signal.Signals]) -> None:
     # What lives now lives for good: the collector need not walk it again and again. A request makes about a hundred objects
     # that reference counts take away; the default threshold of 700 would look for cycles after every seventh.
     gc.collect()
@@ -457,6 +469,7 @@ async def _serve(settings: Settings, configuration: Configuration) -> None:
     if not stopping.done():
         log.warning("told to end twice: ending at once")
         stopping.cancel()
+        await asyncio.wait((stopping,))
         return
     await stopping
 

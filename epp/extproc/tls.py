@@ -91,10 +91,15 @@ def _general_name(name: str) -> x509.GeneralName:
 
 def read_identity(directory: Path) -> Identity:
     """`tls.crt` and `tls.key` as a Kubernetes secret mounts them. Raises TlsError."""
+    certificate = directory / "tls.crt"
     try:
-        return Identity((directory / "tls.crt").read_bytes(), (directory / "tls.key").read_bytes())
+        identity = Identity(certificate.read_bytes(), (directory / "tls.key").read_bytes())
+        x509.load_pem_x509_certificate(identity.certificate)
     except OSError as error:
         raise TlsError(f"cannot read the certificate: {error}") from error
+    except ValueError as error:
+        raise TlsError(f"{certificate} is no certificate: {error}") from error
+    return identity
 
 
 def server_context(
