@@ -25,6 +25,7 @@ LOG_INTERVAL_S = 60.0
 # Arrays without dimensions: 0.2 µs less for a ufunc than with a Python number.
 _ZERO: FloatArray = np.array(0.0)
 _ONE: FloatArray = np.array(1.0)
+_FLOAT = np.dtype(np.float64)
 
 
 class WrongResult(ValueError):
@@ -344,14 +345,17 @@ class Pipeline:
         return candidates, stages
 
     def _score(self, profile: Profile, request: Request, candidates: Candidates) -> FloatArray:
-        n = len(candidates)
+        shape = candidates.slots.shape
+        n = shape[0]
         if not profile.scorers:
             return np.empty((0, n))
         columns: list[FloatArray] = []
         for name, plugin in profile.scorers:
             try:
                 scores = plugin.score(request, candidates)
-                _expect(scores, "fiub", n)
+                # The usual case without a call: an array of n floats.
+                if type(scores) is not np.ndarray or scores.dtype is not _FLOAT or scores.shape != shape:
+                    _expect(scores, "fiub", n)
                 columns.append(scores)
             except Exception as error:
                 columns.append(np.full(n, np.nan))
@@ -362,7 +366,7 @@ class Pipeline:
         name, picker = profile.picker
         try:
             chosen = picker.pick(request, candidates, totals)
-            return _indices(chosen, len(candidates))
+            return _indices(chosen, len(totals))
         except Exception as error:
             self._faults.plugin_failed(name, error, candidates.now_s)
             return [int(candidates.in_flight.argmin())]

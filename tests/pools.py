@@ -47,7 +47,7 @@ class Pool:
         self.endpoints = Endpoints(capacity=16)
         members = [an_endpoint(number, one) for number, one in enumerate(labels or [{}] * n)]
         self.endpoints.replace(members)
-        self.hits: NDArray[np.int32] = np.zeros(self.endpoints.capacity, dtype=np.int32)
+        self.hits: NDArray[np.float64] = np.zeros(self.endpoints.capacity)
 
     def report(self, index: int, report: Report, now_s: float = NOW_S) -> None:
         self.endpoints.report(int(self.endpoints.slots[index]), report, now_s)

@@ -68,6 +68,8 @@ _END_OF_HEADERS = b"\x18\x01"
 _NO_METADATA = b"B\x00"
 """An empty `metadata_context`, which Envoy 1.40 puts behind every part. A body that ends so without one is left to upb."""
 _LARGE_BYTES = 16_384
+_REQUEST_ID = b"\x0a\x0cx-request-id"
+"""Never seen twice: remembering it would only push out what is."""
 _REMEMBERED_BYTES = 256
 """Largest header entry or metadata that is remembered, so that memory stays bounded whatever clients send."""
 
@@ -182,7 +184,10 @@ def _header_block(message: bytes, at: int, end: int) -> dict[str, str] | None:
             size, at = _read_varint(message, at - 1)
         entry = message[at : at + size]
         at += size
-        name, value = _remembered_header(entry) if size <= _REMEMBERED_BYTES else _header(entry)
+        if size > _REMEMBERED_BYTES or entry.startswith(_REQUEST_ID):
+            name, value = _header(entry)
+        else:
+            name, value = _remembered_header(entry)
         if name in headers:
             value = f"{headers[name]},{value}"
         headers[name] = value
@@ -190,6 +195,14 @@ def _header_block(message: bytes, at: int, end: int) -> dict[str, str] | None:
 
 
 def _header(entry: bytes) -> tuple[str, str]:
+    try:
+        size = entry[1]
+        at = size + 4
+        # Name and raw value, both short, and nothing else: as Envoy writes them.
+        if entry[0] == 0x0A and size < 0x80 and entry[size + 2] == 0x1A and len(entry) - at == entry[size + 3] < 0x80:
+            return entry[2 : size + 2].decode().lower(), entry[at:].decode("utf-8", "replace")
+    except (IndexError, UnicodeDecodeError):
+        pass
     return _name_and_value(base_pb2.HeaderValue.FromString(entry))
 
 

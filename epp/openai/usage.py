@@ -7,9 +7,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+import msgspec
 from msgspec import Struct
 
 from epp.openai.api import Kind
+from epp.openai.canonical import UNREADABLE
 
 
 class Usage(Struct, frozen=True):
@@ -23,10 +25,12 @@ class Usage(Struct, frozen=True):
     cached_tokens: int | None = None
 
 
+_NOTHING = Usage()
 _OBJECT_START = re.compile(rb"\s*:\s*(?=\{)")
 _OBJECT_BYTES = 4_096
 """More than any usage object has."""
 
+_decode_object = msgspec.json.Decoder(dict[str, object]).decode
 _read_object = json.JSONDecoder().raw_decode
 
 
@@ -39,13 +43,14 @@ def usage(tail: bytes, content_type: str, kind: Kind) -> Usage | None:
     """
     if "json" not in content_type and "event-stream" not in content_type:
         return None
-    found = Usage()
+    found = _NOTHING
     # SGLang's own API counts in "meta_info".
     for counts in _objects_from_the_end(tail, b'"meta_info"' if kind is Kind.GENERATE else b'"usage"'):
-        found = _merged(found, _usage_of(counts, kind))
+        one = _usage_of(counts, kind)
+        found = one if found is _NOTHING else _merged(found, one)
         if kind is not Kind.MESSAGES or None not in (found.prompt_tokens, found.completion_tokens):
             break
-    return None if found == Usage() else found
+    return None if found == _NOTHING else found
 
 
 def _objects_from_the_end(tail: bytes, key: bytes) -> Iterator[Mapping[str, object]]:
@@ -53,13 +58,28 @@ def _objects_from_the_end(tail: bytes, key: bytes) -> Iterator[Mapping[str, obje
     while at >= 0:
         colon = _OBJECT_START.match(tail, at + len(key))
         if colon is not None:
-            start = colon.end()
-            try:
-                value, _ = _read_object(tail[start : start + _OBJECT_BYTES].decode("utf-8", "replace"))
+            value = _object_at(tail, colon.end())
+            if value is not None:
                 yield value
-            except (ValueError, RecursionError):
-                pass
         at = tail.rfind(key, 0, at)
+
+
+def _object_at(tail: bytes, start: int) -> Mapping[str, object] | None:
+    """The JSON object that begins there; None where it is none, or cut short."""
+    end = tail.find(b"}", start) + 1
+    while 0 < end < start + _OBJECT_BYTES and tail.count(b"{", start, end) > tail.count(b"}", start, end):
+        end = tail.find(b"}", end) + 1
+    try:
+        # Where braces stand in strings the end is another, and the slower reader finds it.
+        return _decode_object(tail[start:end])
+    except UNREADABLE:
+        pass
+    try:
+        value: Mapping[str, object]
+        value, _ = _read_object(tail[start : start + _OBJECT_BYTES].decode("utf-8", "replace"))
+        return value
+    except (ValueError, RecursionError):
+        return None
 
 
 def _usage_of(counts: Mapping[str, object], kind: Kind) -> Usage:
@@ -84,7 +104,8 @@ def _merged(last: Usage, earlier: Usage) -> Usage:
 
 def _first(counts: Mapping[str, object], *names: str) -> int | None:
     for name in names:
-        count = _count(counts.get(name))
+        value = counts.get(name)
+        count = value if type(value) is int and value >= 0 else _count(value)
         if count is not None:
             return count
     return None

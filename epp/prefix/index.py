@@ -99,9 +99,9 @@ class PrefixIndex:
         shelf = self._shelves.get(slot)
         return 0 if shelf is None else shelf.blocks
 
-    def match(self, fingerprints: NDArray[np.uint64]) -> NDArray[np.int32]:
-        """Leading blocks held, by slot. Slots beyond the array's end hold nothing."""
-        hits = np.zeros(self._width, dtype=np.int32)
+    def match(self, fingerprints: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """Leading blocks held, by slot, whole numbers. Slots beyond the array's end hold nothing."""
+        hits = np.zeros(self._width)
         n = len(fingerprints)
         if n <= _SMALL:
             self._match_small(fingerprints.tolist(), hits)
@@ -165,7 +165,7 @@ class PrefixIndex:
                 self._width *= 2
         return shelf
 
-    def _match_small(self, values: list[int], hits: NDArray[np.int32]) -> None:
+    def _match_small(self, values: list[int], hits: NDArray[np.float64]) -> None:
         masks = self._masks
         mask = -1
         for depth, value in enumerate(values):
@@ -304,7 +304,7 @@ def _first(raw: bytes) -> int:
     return int.from_bytes(raw[:_WIDTH], sys.byteorder)
 
 
-def _put(hits: NDArray[np.int32], mask: int, depth: int) -> None:
+def _put(hits: NDArray[np.float64], mask: int, depth: int) -> None:
     """Set `hits` to `depth` at every bit of `mask`."""
     if mask.bit_count() <= _FEW_SLOTS:
         while mask:
