@@ -38,6 +38,7 @@ from epp.extproc.codec import Undecodable
 from epp.extproc.exchange import BODY_LIMIT_BYTES
 from epp.extproc.health import Health
 from epp.extproc.http2 import Limits
+from epp.extproc.room import DEFAULT_BYTES, Room
 from epp.extproc.server import Http2Server
 from epp.extproc.session import Stopwatch, open_session
 from epp.extproc.tls import TlsError
@@ -112,6 +113,12 @@ class Incidents:
         self._metrics.degraded("oversized")
         if times := self._every("oversized", time.monotonic()):
             log.warning("a request's body was over the limit and was refused with 413 (%d times)", times)
+
+    def limited(self, limit: str) -> None:
+        """A peer ran into a limit of the transport, or all arriving bodies together into theirs."""
+        self._metrics.limited(limit)
+        if times := self._every(f"limit {limit}", time.monotonic()):
+            log.warning("a peer ran into the limit %s (%d times since the last such line)", limit, times)
 
 
 class Reports:
@@ -200,20 +207,23 @@ class Picker:
         self._eds = EdsFile(settings.envoy_eds_file) if settings.envoy_eds_file else None
         self._discovery = self._discover(configuration)
         self._health = Health(self.serving, sorted(READINESS | {LIVENESS}))
+        body_bytes = settings.max_body_bytes or BODY_LIMIT_BYTES
+        arriving_bytes = settings.max_arriving_bytes or max(DEFAULT_BYTES, 2 * body_bytes)
         session = open_session(
             self.dispatcher,
             loop.time,
             settings.default_modes,
             self.incidents,
-            settings.max_body_bytes or BODY_LIMIT_BYTES,
+            body_bytes,
             Stopwatch(time.perf_counter, partial(self.metrics.stage, "reply")),
+            Room(arriving_bytes, partial(self.incidents.limited, "max_arriving_bytes")),
         )
         self._routes = {PROCESS: session, **self._health.routes()}
         self._trust = Trust(settings, self.metrics)
         self._trust_timer: asyncio.TimerHandle | None = None
-        limits = Limits(max_message_bytes=settings.max_message_bytes) if settings.max_message_bytes else Limits()
-        self._server = self._trust.server(self._routes, limits)
-        self._health_server = Http2Server(self._health.routes())
+        limits = _limits(settings)
+        self._server = self._trust.server(self._routes, limits, self.incidents.limited)
+        self._health_server = Http2Server(self._health.routes(), limits, on_limit=self.incidents.limited)
         self._observation = ObservationServer(
             self._exposition().pieces,
             lambda: self.serving("") is True,
@@ -252,18 +262,12 @@ class Picker:
         )
 
     async def stop(self, notice_s: float, grace_s: float) -> None:
-        """Say at once that we stop, take calls for `notice_s` more, let open ones go on for `grace_s`, then `close`."""
+        """Say at once that we stop, take calls for `notice_s` more, let open ones go on for `grace_s`, then end."""
         self._draining = True
         self._health.changed()
         log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
         await asyncio.sleep(notice_s)
         await self._server.stop(grace_s)
-        await self.close()
-        log.info("stopped")
-
-    async def close(self) -> None:
-        """End everything now. Safe to call twice, and after a `start` that failed."""
-        await self._server.stop(0.0)
         self._watch.stop()
         if self._trust_timer is not None:
             self._trust_timer.cancel()
@@ -274,6 +278,7 @@ class Picker:
             self._eds.close()
         await self._observation.close()
         await self._health_server.stop(0.0)
+        log.info("stopped")
 
     def serving(self, service: str) -> bool | None:
         """The health service's answer; None for a name nobody knows."""
@@ -410,6 +415,11 @@ def _engines(settings: Settings, configured: ExtractorSettings) -> EngineChoice:
     return msgspec.structs.replace(configured, engine_configs=(engine, *others)).choice()
 
 
+def _limits(settings: Settings) -> Limits:
+    told = {"max_message_bytes": settings.max_message_bytes, "max_connections": settings.max_connections}
+    return Limits(**{name: value for name, value in told.items() if value is not None})
+
+
 def _policy(settings: Settings, configuration: Configuration) -> Policy:
     prefix = configuration.prefix
     blocks = prefix.max_prefix_tokens_to_match // BLOCK_TOKENS or prefix.max_prefix_blocks_to_match
@@ -446,14 +456,7 @@ async def _serve(settings: Settings, configuration: Configuration) -> None:
         # Before anything else: the first process of a container has no default action for either.
         loop.add_signal_handler(number, told.put_nowait, number)
     picker = Picker(settings, configuration)
-    try:
-        await picker.start()
-        await _until_told(picker, settings, told)
-    finally:
-        await picker.close()
-
-
-async def _until_told(picker: Picker, settings: Settings, told: asyncio.Queue[signal.Signals]) -> None:
+    await picker.start()
     # What lives now lives for good: the collector need not walk it again and again. A request makes about a hundred objects
     # that reference counts take away; the default threshold of 700 would look for cycles after every seventh.
     gc.collect()
@@ -469,7 +472,6 @@ async def _until_told(picker: Picker, settings: Settings, told: asyncio.Queue[si
     if not stopping.done():
         log.warning("told to end twice: ending at once")
         stopping.cancel()
-        await asyncio.wait((stopping,))
         return
     await stopping
 

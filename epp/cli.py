@@ -201,6 +201,23 @@ FLAGS = (
         shown="64MiB",
     ),
     Flag(
+        "max-arriving-size",
+        "Serving",
+        "max_arriving_bytes",
+        SIZE,
+        "Most that all bodies still coming in full duplex may hold together; what is too much is refused with 429.",
+        shown="512MiB",
+    ),
+    Flag(
+        "max-connections",
+        "Serving",
+        "max_connections",
+        click.IntRange(1),
+        "Connections at once on each gRPC port; Envoy opens one for each of its worker threads.",
+        metavar="N",
+        shown="4096",
+    ),
+    Flag(
         "default-body-mode",
         "Serving",
         "default_body_mode",

@@ -44,6 +44,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of one gRPC message; None is the transport's own limit."""
     max_body_bytes: int | None = None
     """Of one request's body, where it comes in pieces (full duplex); None is the exchange's own limit."""
+    max_arriving_bytes: int | None = None
+    """Of all such bodies that are not whole yet; None is `epp.extproc.room`'s, or twice the largest body."""
+    max_connections: int | None = None
+    """On each gRPC port; None is the transport's own limit."""
     default_body_mode: Literal["full-duplex", "streamed", "buffered", "lean"] = "full-duplex"
     look_share: Share = 0.01
     seed: int | None = None

@@ -6,7 +6,7 @@ import datetime
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from epp.extproc import tls
@@ -49,12 +49,16 @@ class Trust:
         """Whether calling `look` now and then is of use."""
         return bool(self._followers) or self.tokens is not None
 
-    def server(self, routes: Mapping[str, OpenSession], limits: Limits) -> Http2Server | AioServer:
-        """The ext_proc server. Call once."""
+    def server(
+        self, routes: Mapping[str, OpenSession], limits: Limits, on_limit: Callable[[str], None] | None = None
+    ) -> Http2Server | AioServer:
+        """The ext_proc server. Call once. `on_limit` is for `Http2Server`."""
         settings, identity = self._settings, self._identity
         admits = self.admits if settings.client_ca_file else None
         if identity is None:
-            return AioServer(routes, limits) if settings.transport == "grpc.aio" else Http2Server(routes, limits)
+            if settings.transport == "grpc.aio":
+                return AioServer(routes, limits)
+            return Http2Server(routes, limits, on_limit=on_limit)
         context = tls.server_context(
             identity, settings.tls_min_version, settings.tls_cipher_suites, settings.client_ca_file
         )
@@ -64,7 +68,7 @@ class Trust:
         if settings.transport == "grpc.aio":
             credentials = tls.grpc_credentials(lambda: follower.served, settings.client_ca_file)
             return AioServer(routes, limits, credentials, admits)
-        return Http2Server(routes, limits, context, admits)
+        return Http2Server(routes, limits, context, admits, on_limit)
 
     def metrics_context(self) -> ssl.SSLContext | None:
         """TLS of the observation port. Call once."""

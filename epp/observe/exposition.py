@@ -361,6 +361,9 @@ class Exposition:
         degradations = [((kind,), n) for kind, n in metrics.degradations.items()]
         text = "Answers by less than the configured policy, by what stood in."
         yield Values("counter", "epp_degraded_total", text, ("kind",), degradations)
+        limits = [((limit,), n) for limit, n in metrics.transport_limits.items()]
+        text = "Times that a peer on a gRPC port ran into a limit, by the limit's name."
+        yield Values("counter", "epp_transport_limits_total", text, ("limit",), limits)
 
 
 class _Pool:

@@ -135,6 +135,7 @@ class Metrics:
         self.plugin_failures: Counter[tuple[str, str]] = Counter()
         self.scrape_failures: Counter[str] = Counter()
         self.degradations: Counter[str] = Counter()
+        self.transport_limits: Counter[str] = Counter()
         self.refusals: Counter[Reason] = Counter()
         self._models: set[str] = set()
         self._targets: set[str] = set()
@@ -237,6 +238,10 @@ class Metrics:
     def degraded(self, kind: str) -> None:
         """Something was answered by less than the configured policy; `kind` names the fallback."""
         self.degradations[kind] += 1
+
+    def limited(self, limit: str) -> None:
+        """A peer of the transport ran into the limit of that name."""
+        self.transport_limits[limit] += 1
 
     def _admitted(self, named: Key) -> Series:
         model, target, priority, fairness_id = named

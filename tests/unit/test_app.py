@@ -243,8 +243,10 @@ class TestIncidents:
             incidents.fault(ValueError("x"))
             incidents.undecodable(Undecodable("x"))
             incidents.oversized()
+            incidents.limited("chatter_burst")
+        assert metrics.transport_limits == {"chatter_burst": 3}
         assert metrics.degradations == {"pick": 3, "dispatcher": 3, "undecodable": 3, "oversized": 3}
-        assert len(caplog.records) == 4
+        assert len(caplog.records) == 5
 
 
 class Wire:

@@ -83,6 +83,7 @@ OWN = (
     *("epp_estimated_input_tokens_total", "epp_plugin_failures_total", "epp_scrape_failures_total"),
     *(
         "epp_degraded_total",
+        "epp_transport_limits_total",
         "epp_refusals_total",
         "epp_pool_endpoints",
         "epp_pool_unreachable_endpoints",
@@ -124,6 +125,7 @@ def some_traffic() -> Metrics:
     metrics.scrape_failed("timeout")
     metrics.scrape_failed("refused")
     metrics.degraded("no-signals")
+    metrics.limited("chatter_burst")
     return metrics
 
 
