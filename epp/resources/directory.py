@@ -157,6 +157,7 @@ class Directory:
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Future[Snapshot | None] | None = None
         self._said = Snapshot((), (), ())
+        self._closed = False
 
     def start(self) -> None:
         """Objects have been handed over on return. Raises ResourcesError; a file that cannot be used is only logged."""
@@ -165,10 +166,10 @@ class Directory:
 
     async def close(self) -> None:
         """Returns when nothing is left running; nothing is handed over afterwards."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._looking is not None:
-            self._looking.remove_done_callback(self._looked)
             await asyncio.wait((self._looking,))
 
     def _look_later(self) -> None:
@@ -181,6 +182,8 @@ class Directory:
 
     def _looked(self, looking: asyncio.Future[Snapshot | None]) -> None:
         self._looking = None
+        if self._closed:
+            return
         self._look_later()
         snapshot = looking.result()
         if snapshot is not None:
