@@ -40,9 +40,9 @@ class TurnBack:
         text = self._held + data if self._held else data
         out: list[bytes] = []
         copied = matched = 0
-        for member in _MEMBER.finditer(text) if _KEY in text else ():
-            if member.start() == 0 and self._after_backslash:
-                continue
+        # A quote that was held back is no key's if what went out before it escapes it.
+        first = 1 if self._after_backslash else 0
+        for member in _MEMBER.finditer(text, first) if _KEY in text else ():
             matched = member.end()
             if self._is_server_name(member[1]):
                 out += (text[copied : member.start(1)], self._new)
