@@ -1,0 +1,322 @@
+"""Flow control: who waits, for how long, and who goes next. Synchronous; times and the pool's saturation are handed in.
+
+A request asks `passes` first, which costs no objects. If it must wait, the caller makes a ticket of it and calls `submit`. Every
+ticket gets exactly one `Settled`, from `submit` itself or later from `next`, `expire`, `cancel`, `drain`, or the `submit` of a
+ticket that takes its room. A change of what gave a ticket its priority does not move it: it waits where it came in.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import OrderedDict
+from collections.abc import Iterator
+from math import inf
+from typing import Generic
+
+import msgspec
+
+from epp.flow.heap import Heap
+from epp.flow.limits import new_ceilings
+from epp.flow.settings import BandSettings, FlowSettings
+from epp.flow.ticket import Ending, Payload, Settled, Ticket
+from epp.flow.turns import Flow, Turns, new_turns
+
+IDLE_S = 600.0
+"""How long a band that was made on demand is kept without a request."""
+
+
+class FlowState(msgspec.Struct, frozen=True):
+    """One tenant's part of a band."""
+
+    fairness_id: str
+    requests: int
+    bytes: int
+
+
+class BandState(msgspec.Struct, frozen=True):
+    """One priority level as it is now."""
+
+    priority: int
+    requests: int
+    bytes: int
+    max_requests: int
+    max_bytes: int
+    flows: tuple[FlowState, ...]
+
+
+class FlowControlState(msgspec.Struct, frozen=True):
+    """What waits now; bands with the highest priority first."""
+
+    requests: int
+    bytes: int
+    max_requests: float
+    max_bytes: float
+    bands: tuple[BandState, ...]
+
+
+class _Band(Generic[Payload]):
+    """One priority level. Its tickets stand in the order in which they came."""
+
+    __slots__ = ("bytes", "flows", "idle_since_s", "priority", "settings", "tickets", "turns")
+
+    def __init__(self, priority: int, settings: BandSettings, now_s: float) -> None:
+        self.priority = priority
+        self.settings = settings
+        self.turns: Turns[Payload] = new_turns(settings.policies)
+        self.flows: dict[str, Flow[Payload]] = {}
+        self.tickets: OrderedDict[Ticket[Payload], None] = OrderedDict()
+        self.bytes = 0
+        self.idle_since_s = now_s
+
+    def has_room(self, ticket: Ticket[Payload]) -> bool:
+        settings = self.settings
+        return len(self.tickets) < settings.max_requests and self.bytes + ticket.body_bytes <= settings.max_bytes
+
+    def add(self, ticket: Ticket[Payload]) -> None:
+        flow = self.flows.get(ticket.fairness_id)
+        if flow is None:
+            flow = self.flows[ticket.fairness_id] = self.turns.open(ticket.fairness_id)
+        ticket.flow = flow
+        flow.requests += 1
+        flow.bytes += ticket.body_bytes
+        self.tickets[ticket] = None
+        self.bytes += ticket.body_bytes
+        flow.line.add(ticket)
+
+    def take(self) -> Ticket[Payload]:
+        line = self.turns.next()
+        ticket = line.first()
+        flow = ticket.flow
+        assert flow is not None
+        line.take(ticket)
+        self.turns.took(flow, ticket.tokens)
+        self._forget(ticket, flow)
+        return ticket
+
+    def remove(self, ticket: Ticket[Payload]) -> None:
+        flow = ticket.flow
+        assert flow is not None
+        flow.line.remove(ticket)
+        self._forget(ticket, flow)
+
+    def newest(self) -> Iterator[Ticket[Payload]]:
+        return reversed(self.tickets)
+
+    def _forget(self, ticket: Ticket[Payload], flow: Flow[Payload]) -> None:
+        ticket.flow = None
+        del self.tickets[ticket]
+        self.bytes -= ticket.body_bytes
+        flow.requests -= 1
+        flow.bytes -= ticket.body_bytes
+        if not flow.requests:
+            self.turns.close(flow)
+            del self.flows[flow.fairness_id]
+
+    def state(self) -> BandState:
+        flows = tuple([FlowState(flow.fairness_id, flow.requests, flow.bytes) for flow in self.flows.values()])
+        settings = self.settings
+        return BandState(self.priority, len(self.tickets), self.bytes, settings.max_requests, settings.max_bytes, flows)
+
+
+class FlowControl(Generic[Payload]):
+    """The only owner of what waits. `requests` and `bytes` of it are read freely.
+
+    Saturation is how full the pool is, ≥ 0, as its detector says. A pool without endpoints takes nothing, whatever its saturation.
+    """
+
+    def __init__(self, settings: FlowSettings, now_s: float, *, pool_empty: bool = False) -> None:
+        self.settings = settings
+        self.requests = 0
+        self.bytes = 0
+        self._ceilings = new_ceilings(settings.limit)
+        self._bands: dict[int, _Band[Payload]] = {}
+        self._priorities: list[int] = []
+        self._deadlines: Heap[Ticket[Payload]] = Heap()
+        self._pool_empty = pool_empty
+        self._pool_since_s = now_s
+        self._draining = False
+        for priority in settings.bands:
+            self._provide(priority, now_s)
+
+    def __repr__(self) -> str:
+        pool = "no endpoints" if self._pool_empty else "endpoints"
+        return f"<FlowControl {self.requests} waiting, {self.bytes} bytes, {len(self._bands)} bands, {pool}>"
+
+    # --- arrivals --------------------------------------------------------------------------------------------------
+
+    def passes(self, priority: int, saturation: float, now_s: float) -> bool:
+        """Whether a request of `priority` may go on at once: the pool has room for it, and nobody before it waits."""
+        if self._pool_empty or (self.requests and self._outranked(priority)):
+            return False
+        band = self._bands.get(priority) or self._provide(priority, now_s)
+        band.idle_since_s = now_s
+        priorities = self._priorities
+        return saturation < self._ceilings.of(saturation, priorities)[priorities.index(priority)]
+
+    def submit(self, ticket: Ticket[Payload], now_s: float) -> list[Settled[Payload]]:
+        """Let `ticket` wait. Returns who could not, itself or others: the queue is full, or it had no time to wait."""
+        if self._draining:
+            return [Settled(ticket, Ending.REJECTED_SHUTTING_DOWN, 0.0)]
+        band = self._bands.get(ticket.priority) or self._provide(ticket.priority, now_s)
+        ticket.enqueued_s = now_s
+        deadline_s = self._deadline_s(ticket)
+        if deadline_s <= now_s:
+            return [Settled(ticket, self._expired(), 0.0)]
+        evicted = self._make_room(band, ticket, now_s)
+        if evicted is None:
+            full = Ending.REJECTED_NO_ENDPOINTS if self._pool_empty else Ending.REJECTED_CAPACITY
+            return [Settled(ticket, full, 0.0)]
+        if deadline_s < inf:
+            ticket.due = self._deadlines.push(deadline_s, ticket)
+        band.add(ticket)
+        self.requests += 1
+        self.bytes += ticket.body_bytes
+        return evicted
+
+    # --- departures ------------------------------------------------------------------------------------------------
+
+    def next(self, saturation: float, now_s: float) -> Settled[Payload] | None:
+        """Whose turn it is, if the pool has room. Call `expire` before, and again with the new saturation until it says None.
+
+        The highest band that waits decides: while the pool has no room for it, nobody below goes.
+        """
+        if not self.requests or self._pool_empty:
+            return None
+        ceilings = self._ceilings.of(saturation, self._priorities)
+        for priority, ceiling in zip(self._priorities, ceilings, strict=True):
+            band = self._bands[priority]
+            if band.tickets:
+                if saturation >= ceiling:
+                    return None
+                return self._settle(band, band.take(), Ending.DISPATCHED, now_s)
+        return None
+
+    def cancel(self, ticket: Ticket[Payload], now_s: float) -> Settled[Payload] | None:
+        """The client is gone. None where the ticket's wait is over already."""
+        return self._give_up(ticket, Ending.EVICTED_CANCELLED, now_s) if ticket.waiting else None
+
+    def expire(self, now_s: float) -> list[Settled[Payload]]:
+        """Those whose time is over at `now_s`."""
+        expired: list[Settled[Payload]] = []
+        deadlines = self._deadlines
+        while deadlines.floor() <= now_s:
+            ticket = deadlines.top()
+            if ticket is None or ticket.due is None or ticket.due.key > now_s:
+                break
+            expired.append(self._give_up(ticket, self._expired(), now_s))
+        return expired
+
+    @property
+    def next_deadline_s(self) -> float:
+        """`expire` finds nobody before; inf: never."""
+        return self._deadlines.floor()
+
+    def drain(self, now_s: float) -> list[Settled[Payload]]:
+        """End all waits, for good: from now on nobody may wait. Who need not still passes."""
+        self._draining = True
+        waiting = [ticket for band in self._bands.values() for ticket in band.tickets]
+        return [self._give_up(ticket, Ending.EVICTED_SHUTTING_DOWN, now_s) for ticket in waiting]
+
+    # --- the surroundings ------------------------------------------------------------------------------------------
+
+    def pool_changed(self, empty: bool, now_s: float) -> None:
+        """The pool has lost its last endpoint, or has one again: the time to live starts anew, as set for that case.
+
+        What a client itself said it would wait for goes on. O(n log n) in what waits, once for each such change.
+        """
+        if empty is self._pool_empty:
+            return
+        self._pool_empty = empty
+        self._pool_since_s = now_s
+        self._deadlines = Heap()
+        for band in self._bands.values():
+            for ticket in band.tickets:
+                deadline_s = self._deadline_s(ticket)
+                ticket.due = self._deadlines.push(deadline_s, ticket) if deadline_s < inf else None
+
+    def collect(self, now_s: float) -> None:
+        """Forget bands made on demand that had no request for `IDLE_S`. Call it now and then."""
+        for priority in tuple(self._priorities):
+            band = self._bands[priority]
+            if not band.tickets and priority not in self.settings.bands and now_s - band.idle_since_s >= IDLE_S:
+                del self._bands[priority]
+                self._priorities.remove(priority)
+
+    def blocked(self, saturation: float) -> tuple[int, float] | None:
+        """The highest band that waits and the ceiling that it met, None where nobody waits for room."""
+        if not self.requests or self._pool_empty:
+            return None
+        ceilings = self._ceilings.of(saturation, self._priorities)
+        for priority, ceiling in zip(self._priorities, ceilings, strict=True):
+            if self._bands[priority].tickets:
+                return (priority, ceiling) if saturation >= ceiling else None
+        return None
+
+    def state(self) -> FlowControlState:
+        bands = tuple([self._bands[priority].state() for priority in self._priorities])
+        return FlowControlState(self.requests, self.bytes, self.settings.max_requests, self.settings.max_bytes, bands)
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _provide(self, priority: int, now_s: float) -> _Band[Payload]:
+        band: _Band[Payload] = _Band(priority, self.settings.band(priority), now_s)
+        self._bands[priority] = band
+        insort(self._priorities, priority, key=lambda known: -known)
+        return band
+
+    def _outranked(self, priority: int) -> bool:
+        """Whether somebody waits whose turn would come before a newcomer's."""
+        for known in self._priorities:
+            if known < priority:
+                return False
+            if self._bands[known].tickets:
+                return True
+        return False
+
+    def _make_room(self, band: _Band[Payload], ticket: Ticket[Payload], now_s: float) -> list[Settled[Payload]] | None:
+        """Those of lower bands who give way to `ticket`, the lowest first and the newest of it; None where that is not enough."""
+        settings = self.settings
+        if not band.has_room(ticket):
+            return None
+        over_requests = self.requests + 1 - settings.max_requests
+        over_bytes = self.bytes + ticket.body_bytes - settings.max_bytes
+        if over_requests <= 0 and over_bytes <= 0:
+            return []
+        lower = [self._bands[known] for known in reversed(self._priorities) if known < ticket.priority]
+        if sum(len(one.tickets) for one in lower) < over_requests or sum(one.bytes for one in lower) < over_bytes:
+            return None
+        victims: list[Ticket[Payload]] = []
+        for one in lower:
+            for victim in one.newest():
+                if over_requests <= 0 and over_bytes <= 0:
+                    break
+                victims.append(victim)
+                over_requests -= 1
+                over_bytes -= victim.body_bytes
+        return [self._give_up(victim, Ending.EVICTED_PRESSURE, now_s) for victim in victims]
+
+    def _deadline_s(self, ticket: Ticket[Payload]) -> float:
+        if self._pool_empty:
+            ttl_s = self.settings.empty_ttl_s
+        else:
+            own_s = self.settings.band(ticket.priority).ttl_s
+            ttl_s = self.settings.ttl_s if own_s is None else own_s
+        since_s = max(ticket.enqueued_s, self._pool_since_s)
+        return min(since_s + ttl_s, ticket.enqueued_s + ticket.max_wait_s)
+
+    def _expired(self) -> Ending:
+        return Ending.EVICTED_NO_ENDPOINTS if self._pool_empty else Ending.EVICTED_TTL
+
+    def _give_up(self, ticket: Ticket[Payload], ending: Ending, now_s: float) -> Settled[Payload]:
+        band = self._bands[ticket.priority]
+        band.remove(ticket)
+        return self._settle(band, ticket, ending, now_s)
+
+    def _settle(self, band: _Band[Payload], ticket: Ticket[Payload], ending: Ending, now_s: float) -> Settled[Payload]:
+        self.requests -= 1
+        self.bytes -= ticket.body_bytes
+        band.idle_since_s = now_s
+        if ticket.due is not None:
+            self._deadlines.discard(ticket.due)
+            ticket.due = None
+        return Settled(ticket, ending, max(0.0, now_s - ticket.enqueued_s))

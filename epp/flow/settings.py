@@ -1,0 +1,90 @@
+"""What an operator may set about flow control, as frozen values."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Literal
+
+import msgspec
+
+Ordering = Literal["fcfs", "edf", "slo-deadline", "shortest-prompt"]
+"""Within a flow: first come first served; who would be given up first; whose wanted time to first token passes first; the
+shortest uncached prompt, with ageing."""
+
+Fairness = Literal["global-strict", "round-robin", "weighted-tokens"]
+"""Between the flows of a band: one line for all; turns; whoever was given the fewest tokens for its weight."""
+
+LEAST_WAIT_MULTIPLE = 2.0
+
+
+class Policies(msgspec.Struct, frozen=True, kw_only=True):
+    """How a band chooses. `wait_multiple` belongs to shortest-prompt, `weights` (by fairness id, 1.0 if absent) to weighted-tokens.
+
+    Raises ValueError for a multiple below `LEAST_WAIT_MULTIPLE` and for weights that are not positive.
+    """
+
+    fairness: Fairness = "global-strict"
+    ordering: Ordering = "fcfs"
+    wait_multiple: float = 4.0
+    weights: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        if not self.wait_multiple >= LEAST_WAIT_MULTIPLE:
+            raise ValueError(f"a wait multiple is at least {LEAST_WAIT_MULTIPLE:g}, not {self.wait_multiple:g}")
+        for fairness_id, weight in self.weights.items():
+            if not 0.0 < weight < inf:
+                raise ValueError(f"the weight of {fairness_id!r} must be positive, not {weight:g}")
+
+
+class BandSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One priority level: how much may wait, how long (None: as everywhere), and who goes first."""
+
+    max_requests: int = 5000
+    max_bytes: int = 1_000_000_000
+    ttl_s: float | None = None
+    policies: Policies = Policies()
+
+
+class Static(msgspec.Struct, frozen=True):
+    """One ceiling of saturation for every priority."""
+
+    threshold: float = 1.0
+
+
+class Holdback(msgspec.Struct, frozen=True):
+    """Ceilings fall in a line from the highest priority's to the lowest's, by rank or by the priority's value."""
+
+    min_ceiling: float
+    max_ceiling: float = 1.0
+    domain: Literal["rank", "value"] = "rank"
+
+
+class Reflective(msgspec.Struct, frozen=True):
+    """Lower priorities pause in more and more of the decisions as the pool fills; the highest never does."""
+
+
+Limit = Static | Holdback | Reflective
+
+
+class FlowSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """All of flow control.
+
+    `ttl_s` bounds a wait while the pool has endpoints, `empty_ttl_s` while it has none; inf: no bound. `max_requests` and
+    `max_bytes` bound what waits in all bands together. `default` and `negative` are for priorities not in `bands`.
+    """
+
+    bands: dict[int, BandSettings] = {}
+    default: BandSettings = BandSettings()
+    negative: BandSettings = BandSettings()
+    max_requests: float = inf
+    max_bytes: float = inf
+    ttl_s: float = 60.0
+    empty_ttl_s: float = 60.0
+    limit: Limit = Static()
+    evicts_running: bool = False
+
+    def band(self, priority: int) -> BandSettings:
+        known = self.bands.get(priority)
+        if known is not None:
+            return known
+        return self.negative if priority < 0 else self.default

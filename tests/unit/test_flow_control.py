@@ -1,0 +1,481 @@
+"""Flow control by its promises, under random arrivals, sizes, cancellations and clock jumps."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from epp.drops import Reason
+from epp.flow.control import IDLE_S, FlowControl
+from epp.flow.limits import new_ceilings
+from epp.flow.settings import BandSettings, Fairness, FlowSettings, Holdback, Ordering, Policies, Reflective, Static
+from epp.flow.ticket import REASONS, Ending, Settled, Ticket
+from epp.flow.turns import Flow, WeightedTokens
+
+TENANTS = ("a", "b", "c")
+WEIGHTS = {"a": 2.0}
+MULTIPLE = 3.0
+BANDS: dict[int, tuple[Fairness, Ordering]] = {
+    20: ("weighted-tokens", "shortest-prompt"),
+    10: ("weighted-tokens", "fcfs"),
+    5: ("round-robin", "edf"),
+    0: ("global-strict", "shortest-prompt"),
+    -1: ("round-robin", "slo-deadline"),
+    -5: ("global-strict", "fcfs"),
+}
+SETTINGS = FlowSettings(
+    bands={
+        priority: BandSettings(
+            max_requests=12,
+            max_bytes=600,
+            ttl_s=7.0 if priority == 5 else None,
+            policies=Policies(fairness=fairness, ordering=ordering, wait_multiple=MULTIPLE, weights=WEIGHTS),
+        )
+        for priority, (fairness, ordering) in BANDS.items()
+    },
+    max_requests=40,
+    max_bytes=2000,
+    ttl_s=30.0,
+    empty_ttl_s=100.0,
+)
+
+Plain = Ticket[int]
+
+
+class Machine(RuleBasedStateMachine):
+    """The model: who waits, in plain lists, and what was served in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 100.0
+        self.flow: FlowControl[int] = FlowControl(SETTINGS, self.now_s)
+        self.waiting: list[Plain] = []
+        self.endings: dict[Plain, Ending] = {}
+        self.submitted: list[Plain] = []
+        self.found: dict[Plain, int] = {}
+        self.served_since: dict[Plain, int] = {}
+        self.promised_s: dict[Plain, float] = {}
+        self.empty = False
+        self.since_s = self.now_s
+        self.draining = False
+        # Per band and pair of flows: how many more tokens by weight one got while both wait without a break.
+        self.together: dict[tuple[int, str, str], float] = {}
+
+    # --- what is done ------------------------------------------------------------------------------------------------
+
+    @rule(
+        priority=st.sampled_from(sorted(BANDS)),
+        tenant=st.sampled_from(TENANTS),
+        tokens=st.integers(1, 1000),
+        size=st.integers(0, 150),
+        max_wait_s=st.sampled_from([inf, inf, 3.0, 0.0]),
+        slo_s=st.sampled_from([inf, 1.0, 5.0]),
+    )
+    def arrive(self, priority: int, tenant: str, tokens: int, size: int, max_wait_s: float, slo_s: float) -> None:
+        ticket = Ticket(
+            len(self.submitted),
+            priority=priority,
+            fairness_id=tenant,
+            tokens=tokens,
+            body_bytes=size,
+            max_wait_s=max_wait_s,
+            slo_deadline_s=self.now_s + slo_s,
+        )
+        self.submitted.append(ticket)
+        before = list(self.waiting)
+        settled = self.flow.submit(ticket, self.now_s)
+        if not any(one.ticket is ticket for one in settled):
+            self.waiting.append(ticket)
+            line = [other for other in self.waiting if self._line(other) == self._line(ticket)]
+            self.found[ticket] = sum(other.tokens for other in line)
+            self.served_since[ticket] = 0
+            self.promised_s[ticket] = self._deadline_s(ticket)
+        self._take_in(settled)
+        self._check_refusal(ticket, settled, before)
+
+    @rule(priority=st.sampled_from(sorted(BANDS)), saturation=st.floats(0, 2))
+    def ask(self, priority: int, saturation: float) -> None:
+        passes = self.flow.passes(priority, saturation, self.now_s)
+        outranked = any(ticket.priority >= priority for ticket in self.waiting)
+        assert passes == (not self.empty and not outranked and saturation < 1.0)
+
+    @rule(turns=st.integers(1, 12), saturation=st.sampled_from([0.0, 0.99, 1.0, 3.0]))
+    def dispatch(self, turns: int, saturation: float) -> None:
+        self._take_in(self.flow.expire(self.now_s))
+        for _ in range(turns):
+            settled = self.flow.next(saturation, self.now_s)
+            if self.empty or saturation >= 1.0 or not self.waiting:
+                assert settled is None
+                return
+            assert settled is not None and settled.ending is Ending.DISPATCHED
+            self._check_turn(settled.ticket)
+            self._take_in([settled])
+            self._account(settled.ticket)
+
+    @precondition(lambda self: self.submitted)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.submitted))
+        settled = self.flow.cancel(ticket, self.now_s)
+        assert (settled is None) == (ticket in self.endings)
+        if settled is not None:
+            assert settled.ending is Ending.EVICTED_CANCELLED
+            self._take_in([settled])
+
+    @rule(seconds=st.sampled_from([0.001, 1.0, 5.0, 20.0, 90.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now_s += seconds
+        due = {ticket for ticket in self.waiting if self._deadline_s(ticket) <= self.now_s}
+        assert self.flow.next_deadline_s <= min(map(self._deadline_s, self.waiting), default=inf)
+        expired = self.flow.expire(self.now_s)
+        assert {one.ticket for one in expired} == due
+        ending = Ending.EVICTED_NO_ENDPOINTS if self.empty else Ending.EVICTED_TTL
+        assert {one.ending for one in expired} <= {ending}
+        self._take_in(expired)
+
+    @rule(empty=st.booleans())
+    def pool(self, empty: bool) -> None:
+        if empty != self.empty:
+            self.empty, self.since_s = empty, self.now_s
+        self.flow.pool_changed(empty, self.now_s)
+
+    @precondition(lambda self: len(self.submitted) > 60)
+    @rule()
+    def drain(self) -> None:
+        self.draining = True
+        drained = self.flow.drain(self.now_s)
+        assert {one.ticket for one in drained} == set(self.waiting)
+        self._take_in(drained)
+        assert not self.waiting
+
+    # --- what must hold ----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def conserved(self) -> None:
+        assert set(self.submitted) == set(self.waiting) | set(self.endings)
+        assert self.flow.requests == len(self.waiting)
+        assert self.flow.bytes == sum(ticket.body_bytes for ticket in self.waiting)
+        assert all(ticket.waiting for ticket in self.waiting)
+        assert not any(ticket.waiting for ticket in self.endings)
+
+    @invariant()
+    def within_capacity(self) -> None:
+        state = self.flow.state()
+        assert state.requests <= state.max_requests and state.bytes <= state.max_bytes
+        for band in state.bands:
+            mine = [ticket for ticket in self.waiting if ticket.priority == band.priority]
+            assert band.requests == len(mine) <= band.max_requests
+            assert band.bytes == sum(ticket.body_bytes for ticket in mine) <= band.max_bytes
+            assert {(flow.fairness_id, flow.requests, flow.bytes) for flow in band.flows} == {
+                (tenant, len(own), sum(ticket.body_bytes for ticket in own))
+                for tenant in TENANTS
+                if (own := [ticket for ticket in mine if ticket.fairness_id == tenant])
+            }
+
+    def teardown(self) -> None:
+        self._take_in(self.flow.drain(self.now_s))
+        assert set(self.endings) == set(self.submitted)
+
+    # --- the model ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _line(ticket: Plain) -> tuple[int, str]:
+        shared = BANDS[ticket.priority][0] == "global-strict"
+        return ticket.priority, "" if shared else ticket.fairness_id
+
+    def _deadline_s(self, ticket: Plain) -> float:
+        ttl_s = 100.0 if self.empty else 7.0 if ticket.priority == 5 else 30.0
+        return min(max(ticket.enqueued_s, self.since_s) + ttl_s, ticket.enqueued_s + ticket.max_wait_s)
+
+    def _take_in(self, settled: list[Settled[int]]) -> None:
+        for one in settled:
+            assert one.ticket not in self.endings, "a second ending"
+            assert one.waited_s >= 0.0
+            self.endings[one.ticket] = one.ending
+            if one.ticket in self.waiting:
+                self.waiting.remove(one.ticket)
+        self._part()
+
+    def _check_refusal(self, ticket: Plain, settled: list[Settled[int]], before: list[Plain]) -> None:
+        endings = {one.ticket: one.ending for one in settled}
+        own = endings.pop(ticket, None)
+        assert set(endings.values()) <= {Ending.EVICTED_PRESSURE}
+        for victim in endings:
+            assert victim.priority < ticket.priority
+            assert not any(other.priority < victim.priority for other in self.waiting), "a lower one stayed"
+            newer = [other for other in self.waiting if other.priority == victim.priority]
+            assert all(other.payload < victim.payload for other in newer), "a newer one stayed"
+        mine = [other for other in before if other.priority == ticket.priority]
+        lower = [other for other in before if other.priority < ticket.priority]
+        full = len(mine) >= 12 or sum(other.body_bytes for other in mine) + ticket.body_bytes > 600
+        crowded = (
+            len(before) - len(lower) >= 40
+            or sum(other.body_bytes for other in set(before) - set(lower)) + ticket.body_bytes > 2000
+        )
+        if self.draining:
+            assert own is Ending.REJECTED_SHUTTING_DOWN
+        elif ticket.max_wait_s == 0.0:
+            assert own in (Ending.EVICTED_TTL, Ending.EVICTED_NO_ENDPOINTS)
+        elif full or crowded:
+            assert own is (Ending.REJECTED_NO_ENDPOINTS if self.empty else Ending.REJECTED_CAPACITY)
+        else:
+            assert own is None
+        if own is not None:
+            assert not endings
+
+    def _check_turn(self, ticket: Plain) -> None:
+        assert ticket.priority == max(other.priority for other in self.waiting), "a lower priority first"
+        line = [other for other in self.waiting if self._line(other) == self._line(ticket)]
+        match BANDS[ticket.priority][1]:
+            case "fcfs":
+                assert ticket is line[0]
+            case "edf":
+                # The deadline as it was when each came, whatever the pool has been through since.
+                assert self.promised_s[ticket] == min(self.promised_s[other] for other in line)
+            case "slo-deadline":
+                assert ticket.slo_deadline_s == min(other.slo_deadline_s for other in line)
+            case "shortest-prompt":
+                # The shortest, or else the oldest.
+                assert ticket.tokens == min(other.tokens for other in line) or ticket is line[0]
+                assert self.served_since[ticket] <= MULTIPLE * self.found[ticket], "waited too long"
+
+    def _account(self, ticket: Plain) -> None:
+        for other in self.waiting:
+            if self._line(other) == self._line(ticket):
+                self.served_since[other] += ticket.tokens
+        if BANDS[ticket.priority][0] != "weighted-tokens":
+            return
+        for (priority, one, two), apart in self.together.items():
+            if priority == ticket.priority and ticket.fairness_id in (one, two):
+                share = ticket.tokens / WEIGHTS.get(ticket.fairness_id, 1.0)
+                apart += share if ticket.fairness_id == one else -share
+                self.together[priority, one, two] = apart
+                longest = self._longest(priority, one) + self._longest(priority, two)
+                assert abs(apart) <= longest + 1e-6, "more than one request of each apart"
+
+    def _longest(self, priority: int, tenant: str) -> float:
+        theirs = [one.tokens for one in self.submitted if (one.priority, one.fairness_id) == (priority, tenant)]
+        return max(theirs) / WEIGHTS.get(tenant, 1.0)
+
+    def _part(self) -> None:
+        """Forget pairs of which one has nothing in line; begin anew with pairs that both have."""
+        for priority, (fairness, _) in BANDS.items():
+            if fairness != "weighted-tokens":
+                continue
+            here = {ticket.fairness_id for ticket in self.waiting if ticket.priority == priority}
+            for one, two in (("a", "b"), ("a", "c"), ("b", "c")):
+                key = (priority, one, two)
+                if {one, two} <= here:
+                    self.together.setdefault(key, 0.0)
+                else:
+                    self.together.pop(key, None)
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = hypothesis_settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+# --- one promise at a time -------------------------------------------------------------------------------------------
+
+
+def control(*, ordering: Ordering = "fcfs", fairness: Fairness = "global-strict", **more: object) -> FlowControl[str]:
+    policies = Policies(ordering=ordering, fairness=fairness, weights={"heavy": 3.0})
+    band = BandSettings(policies=policies)
+    return FlowControl(msgspec.structs.replace(FlowSettings(default=band, negative=band), **more), 0.0)
+
+
+def names(flow: FlowControl[str], saturation: float = 0.0) -> list[str]:
+    """Everybody who goes, in order."""
+    gone = []
+    while (settled := flow.next(saturation, 0.0)) is not None:
+        gone.append(settled.ticket.payload)
+    return gone
+
+
+def test_every_ending_but_the_good_one_has_a_reason() -> None:
+    assert set(REASONS) == set(Ending) - {Ending.DISPATCHED}
+
+
+def test_a_pool_that_ran_empty_and_one_that_was_full_are_told_apart() -> None:
+    assert REASONS[Ending.EVICTED_TTL] is Reason.TTL_EXPIRED
+    assert REASONS[Ending.EVICTED_NO_ENDPOINTS] is Reason.TTL_EXPIRED_NO_ENDPOINTS
+
+
+def test_a_request_of_a_higher_priority_overtakes_those_that_wait() -> None:
+    flow = control()
+    flow.submit(Ticket("low", priority=0), 0.0)
+    assert flow.passes(1, 0.9, 0.0)
+    assert not flow.passes(0, 0.9, 0.0)
+    assert not flow.passes(-1, 0.9, 0.0)
+
+
+def test_nobody_goes_while_the_pool_is_full() -> None:
+    flow = control()
+    flow.submit(Ticket("one"), 0.0)
+    assert flow.next(1.0, 0.0) is None
+    assert flow.blocked(1.0) == (0, 1.0)
+    assert flow.blocked(0.5) is None
+    assert names(flow, 0.999) == ["one"]
+
+
+def test_the_shortest_prompt_goes_first_and_a_long_one_still_goes() -> None:
+    flow = control(ordering="shortest-prompt")
+    flow.submit(Ticket("long", tokens=100), 0.0)
+    gone = []
+    for number in range(60):
+        flow.submit(Ticket(f"short {number}", tokens=10), 0.0)
+        settled = flow.next(0.0, 0.0)
+        assert settled is not None
+        gone.append(settled.ticket.payload)
+    # Alone in line when it came, it is late at once, and goes when others had twice its tokens.
+    assert gone.index("long") == 20
+
+
+def test_turns_go_round_the_flows() -> None:
+    flow = control(fairness="round-robin")
+    for name, tenant in (("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c"), ("b2", "b")):
+        flow.submit(Ticket(name, fairness_id=tenant), 0.0)
+    assert names(flow) == ["a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+def test_tokens_are_shared_by_weight() -> None:
+    flow = control(fairness="weighted-tokens")
+    for _ in range(40):
+        flow.submit(Ticket("heavy", fairness_id="heavy", tokens=10), 0.0)
+        flow.submit(Ticket("light", fairness_id="light", tokens=10), 0.0)
+    assert 29 <= names(flow)[:40].count("heavy") <= 31
+
+
+def test_leaving_does_not_forgive_what_a_flow_had() -> None:
+    flow = control(fairness="weighted-tokens")
+    flow.submit(Ticket("greedy", fairness_id="greedy", tokens=1000), 0.0)
+    for _ in range(20):
+        flow.submit(Ticket("modest", fairness_id="modest", tokens=10), 0.0)
+    assert flow.next(0.0, 0.0) is not None
+    flow.submit(Ticket("greedy again", fairness_id="greedy", tokens=1000), 0.0)
+    assert names(flow)[-1] == "greedy again"
+
+
+def test_debts_of_flows_that_left_are_bounded() -> None:
+    turns: WeightedTokens[str] = WeightedTokens(Policies(fairness="weighted-tokens"))
+    flow: Flow[str]
+    for number in range(20_000):
+        flow = turns.open(f"flow {number}")
+        turns.took(flow, 1 + number)
+        turns.close(flow)
+    assert len(turns._debts) <= 4096
+
+
+def test_a_scaled_down_pool_gives_its_own_time_and_a_new_one_when_it_is_back() -> None:
+    flow = control(ttl_s=10.0, empty_ttl_s=300.0)
+    flow.submit(Ticket("patient"), 0.0)
+    flow.submit(Ticket("hasty", max_wait_s=12.0), 0.0)
+    flow.pool_changed(True, 9.0)
+    assert flow.next(0.0, 9.0) is None
+    assert not flow.passes(5, 0.0, 9.0)
+    assert [one.ticket.payload for one in flow.expire(299.0)] == ["hasty"]
+    flow.pool_changed(False, 300.0)
+    assert not flow.expire(309.9)
+    assert [one.ending for one in flow.expire(310.0)] == [Ending.EVICTED_TTL]
+
+
+def test_no_time_to_live_waits_for_ever() -> None:
+    flow = control(ttl_s=inf, empty_ttl_s=inf)
+    flow.submit(Ticket("one"), 0.0)
+    assert flow.next_deadline_s == inf
+    assert not flow.expire(1e9)
+
+
+def test_a_full_queue_refuses_rather_than_evict_in_vain() -> None:
+    flow = control(max_requests=3, max_bytes=100)
+    for name, size in (("old", 10), ("new", 10)):
+        flow.submit(Ticket(name, priority=-1, body_bytes=size), 0.0)
+    flow.submit(Ticket("equal", priority=1, body_bytes=50), 0.0)
+    assert [one.ending for one in flow.submit(Ticket("big", priority=1, body_bytes=60), 0.0)] == [
+        Ending.REJECTED_CAPACITY
+    ]
+    assert [one.ticket.payload for one in flow.submit(Ticket("small", priority=1, body_bytes=1), 0.0)] == ["new"]
+    assert [one.ending for one in flow.submit(Ticket("lowest", priority=-1), 0.0)] == [Ending.REJECTED_CAPACITY]
+
+
+def test_after_draining_only_who_need_not_wait_is_served() -> None:
+    flow = control()
+    flow.submit(Ticket("one"), 0.0)
+    assert [one.ending for one in flow.drain(0.0)] == [Ending.EVICTED_SHUTTING_DOWN]
+    assert flow.passes(0, 0.5, 0.0)
+    assert [one.ending for one in flow.submit(Ticket("two"), 0.0)] == [Ending.REJECTED_SHUTTING_DOWN]
+
+
+def test_bands_made_on_demand_go_when_idle_and_configured_ones_stay() -> None:
+    flow = control(bands={7: BandSettings()})
+    flow.passes(3, 0.0, 0.0)
+    flow.submit(Ticket("waits", priority=4), 0.0)
+    flow.collect(IDLE_S - 1)
+    assert [band.priority for band in flow.state().bands] == [7, 4, 3]
+    flow.collect(IDLE_S)
+    assert [band.priority for band in flow.state().bands] == [7, 4]
+
+
+def test_memory_does_not_grow_with_those_who_left() -> None:
+    for fairness in get_args(Fairness):
+        for ordering in get_args(Ordering):
+            flow = control(fairness=fairness, ordering=ordering)
+            for number in range(5000):
+                ticket = Ticket("x", fairness_id=f"flow {number}", tokens=1 + number % 7)
+                flow.submit(ticket, 0.0)
+                if number % 50:
+                    flow.cancel(ticket, 0.0)
+            assert flow.requests == 100
+            assert len(flow._deadlines._entries) <= 2 * 100 + 34
+            band = flow._bands[0]
+            assert len(band.flows) == len(band.tickets) == 100
+
+
+# --- ceilings --------------------------------------------------------------------------------------------------------
+
+
+def test_one_ceiling_for_all() -> None:
+    assert new_ceilings(Static(0.8)).of(0.5, [9, 0, -1]) == [0.8, 0.8, 0.8]
+
+
+def test_ceilings_fall_by_rank_or_by_value() -> None:
+    by_rank = new_ceilings(Holdback(min_ceiling=0.4, max_ceiling=1.0))
+    assert by_rank.of(0.5, [100, 10, 0]) == pytest.approx([1.0, 0.7, 0.4])
+    assert by_rank.of(0.5, [100]) == [1.0]
+    by_value = new_ceilings(Holdback(min_ceiling=0.4, max_ceiling=1.0, domain="value"))
+    assert by_value.of(0.5, [100, 10, 0]) == pytest.approx([1.0, 0.46, 0.4])
+
+
+def test_lower_bands_pause_more_often_as_the_pool_fills() -> None:
+    ceilings = new_ceilings(Reflective())
+    assert ceilings.of(0.4, [2, 1, 0]) == [1.0, 1.0, 1.0]
+
+    def shares(saturation: float) -> list[float]:
+        asked = [ceilings.of(saturation, [2, 1, 0]) for _ in range(1000)]
+        return [sum(saturation < each[rank] for each in asked) / 1000 for rank in range(3)]
+
+    assert shares(0.65) == pytest.approx([1.0, 1.0, 0.5], abs=0.01)
+    assert shares(0.9) == pytest.approx([1.0, 1 / 9, 1 / 9], abs=0.01)
+    assert shares(1.0) == [0.0, 0.0, 0.0]
+
+
+def test_room_is_kept_for_higher_bands() -> None:
+    flow = control(bands={1: BandSettings(), 0: BandSettings()}, limit=Holdback(min_ceiling=0.5))
+    assert flow.passes(1, 0.7, 0.0)
+    assert not flow.passes(0, 0.7, 0.0)
+    flow.submit(Ticket("low", priority=0), 0.0)
+    flow.submit(Ticket("high", priority=1), 0.0)
+    assert names(flow, 0.7) == ["high"]
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        Policies(wait_multiple=1.5)
+    with pytest.raises(ValueError, match="weight of 'a'"):
+        Policies(weights={"a": 0.0})
