@@ -257,6 +257,11 @@ class Exposition:
             labels = ("status", "target_model_name", endpoint, "namespace", "port")
             yield Values("counter", f"{prefix}scheduler_attempts_total", "Picks, by endpoint.", labels, picks)
 
+        rewrites = list(self._metrics.rewrites.items())
+        for prefix in ("llm_d_epp_", "inference_extension_"):
+            name, text = f"{prefix}model_rewrite_decisions_total", "Models chosen by an InferenceModelRewrite."
+            yield Values("counter", name, text, ("model_rewrite_name", "model_name", "target_model"), rewrites)
+
     def _prefix(self) -> Iterator[Family]:
         ratio, length = self._metrics.prefix_hit_ratio, self._metrics.prefix_hit_bytes
         plugin: tuple[Labels, Labels] = ("plugin_name", "plugin_type"), PREFIX_PLUGIN

@@ -135,6 +135,7 @@ class Metrics:
         self.plugin_failures: Counter[tuple[str, str]] = Counter()
         self.scrape_failures: Counter[str] = Counter()
         self.degradations: Counter[str] = Counter()
+        self.rewrites: Counter[tuple[str, str, str]] = Counter()
         self.transport_limits: Counter[str] = Counter()
         self.refusals: Counter[Reason] = Counter()
         self._models: set[str] = set()
@@ -216,6 +217,15 @@ class Metrics:
             name = _admit(target, self._targets)
             count = self.picks.setdefault((name, endpoint.name, endpoint.namespace, endpoint.port), [0])
         count[0] += 1
+
+    def rewritten(self, rewrite: str, model: str, target: str) -> None:
+        """The rewrite object called `rewrite` had a request for `model` served as `target`."""
+        key = (rewrite, model, target)
+        if key not in self.rewrites:
+            key = (rewrite, _admit(model, self._models), _admit(target, self._targets))
+            if key not in self.rewrites and len(self.rewrites) >= MAX_SERIES:
+                key = (rewrite, OTHER, OTHER)
+        self.rewrites[key] += 1
 
     def stage(self, name: Stage, seconds: float) -> None:
         """One stage of a request took so long. Called four times a request, hence without `_observe`."""

@@ -199,6 +199,25 @@ def test_combinations_are_bounded_as_well() -> None:
     assert metrics.series[OTHER, OTHER, 0, OTHER].requests == 100
 
 
+def test_rewrites_by_object_and_names_that_clients_invent() -> None:
+    metrics = Metrics()
+    for number in range(MAX_NAMES + 50):
+        metrics.rewritten("fallback", f"invented-{number}", "base")
+    metrics.rewritten("canary", "invented-0", "base")
+    assert metrics.rewrites["fallback", "invented-0", "base"] == 1
+    assert metrics.rewrites["fallback", OTHER, "base"] == 50
+    assert metrics.rewrites["canary", "invented-0", "base"] == 1
+    assert metrics.rewrites.total() == MAX_NAMES + 51
+
+
+def test_combinations_of_rewrites_are_bounded() -> None:
+    metrics = Metrics()
+    for number in range(MAX_SERIES + 100):
+        metrics.rewritten("canary", f"m{number % 900}", f"t{number // 900}")
+    assert len(metrics.rewrites) == MAX_SERIES + 1
+    assert metrics.rewrites["canary", OTHER, OTHER] == 100
+
+
 def test_invented_target_models_end_in_one_count_of_picks() -> None:
     metrics = Metrics()
     for number in range(MAX_NAMES + 50):

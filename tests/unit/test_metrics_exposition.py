@@ -67,12 +67,19 @@ LLM_D = (
     *(f"average_{name}" for name in ("kv_cache_utilization", "queue_size", "running_requests")),
     *(f"std_dev_{name}" for name in ("kv_cache_utilization", "queue_size", "running_requests")),
     *("ready_endpoints", "per_endpoint_queue_size", "scheduler_e2e_duration_seconds_bucket"),
-    *("scheduler_attempts_total", "info", "datalayer_poll_errors_total", "inflight_requests", "inflight_tokens"),
+    *(
+        "scheduler_attempts_total",
+        "info",
+        "model_rewrite_decisions_total",
+        "datalayer_poll_errors_total",
+        "inflight_requests",
+        "inflight_tokens",
+    ),
     *("prefix_indexer_size", "prefix_indexer_hit_ratio_bucket", "prefix_indexer_hit_bytes_bucket"),
 )
 
 EXTENSION = (
-    *("scheduler_e2e_duration_seconds_bucket", "scheduler_attempts_total", "info"),
+    *("scheduler_e2e_duration_seconds_bucket", "scheduler_attempts_total", "info", "model_rewrite_decisions_total"),
     *("prefix_indexer_size", "prefix_indexer_hit_ratio_bucket", "prefix_indexer_hit_bytes_bucket"),
 )
 
@@ -121,6 +128,7 @@ def some_traffic() -> Metrics:
     for stage in record.STAGES:
         metrics.stage(stage, 0.00015)
     metrics.prefix_match(0.5, 1024)
+    metrics.rewritten("canary", "llama", "llama-8b")
     metrics.plugin_failed("my-scorer", "raised")
     metrics.scrape_failed("timeout")
     metrics.scrape_failed("refused")
@@ -212,6 +220,8 @@ def test_the_error_rate_alert_divides_errors_by_all_requests() -> None:
             {"status", "target_model_name", "pod_name", "namespace", "port"},
         ),
         ("llm_d_epp_scheduler_attempts_total", {"status", "target_model_name", "endpoint_name", "namespace", "port"}),
+        ("llm_d_epp_model_rewrite_decisions_total", {"model_rewrite_name", "model_name", "target_model"}),
+        ("inference_extension_model_rewrite_decisions_total", {"model_rewrite_name", "model_name", "target_model"}),
         ("inference_extension_info", {"commit", "build_ref"}),
         ("inference_extension_prefix_indexer_size", set()),
         ("llm_d_epp_prefix_indexer_size", {"plugin_name", "plugin_type"}),
