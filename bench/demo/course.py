@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -14,12 +14,12 @@ import msgspec
 from rich.console import Console
 
 from bench.demo.comparison import Run
-from bench.demo.scene import ADAPTERS, BASE, DEFAULT, REPLICAS, ROUND_ROBIN, Policy, Ports, Scene, choose_ports, start
+from bench.demo.scene import ADAPTERS, BASE, DEFAULT, REPLICAS, ROUND_ROBIN, Policy, Scene, choose_ports, start
 from bench.demo.servers import Offer, ask
-from bench.demo.tally import Cache, Seen, Tally
+from bench.demo.tally import Cache, Snapshot, Tally
 from bench.demo.view import Board, comparison
-from bench.demo.watch import Decisions, look
-from bench.load.client import Result, run
+from bench.demo.watch import Decisions, caches, look, since
+from bench.load.client import run
 from bench.load.summary import summarize
 from bench.load.workload import Mix, Session, request_count, sessions
 from bench.processes import Stand
@@ -50,12 +50,10 @@ async def demo(options: Options, console: Console, directory: Path) -> None:
     """
     async with aiohttp.ClientSession() as client:
         offer = await ask(options.servers, client) if options.servers else SIMULATED
-        ports = choose_ports(options.port)
+        choose_ports(options.port)  # a port in use is told before anything is started
         console.print(_introduction(options, offer), markup=False, soft_wrap=not console.is_terminal)
-        runs = []
-        for policy in (ROUND_ROBIN, DEFAULT):
-            workload = _workload(options, offer)
-            runs.append(await _play(policy, workload, options, ports, offer, client, console, directory))
+        course = _Course(options, offer, client, console, directory)
+        runs = [await course.play(policy) for policy in (ROUND_ROBIN, DEFAULT)]
     console.print(comparison(*runs))
     _require_answers(runs)
 
@@ -86,84 +84,77 @@ def salted(workload: Sequence[Session], salt: str) -> tuple[Session, ...]:
     return tuple(msgspec.structs.replace(session, opening=f"[{salt}] {session.opening}") for session in workload)
 
 
-async def _play(
-    policy: Policy,
-    workload: Sequence[Session],
-    options: Options,
-    ports: Ports,
-    offer: Offer,
-    client: aiohttp.ClientSession,
-    console: Console,
-    directory: Path,
-) -> Run:
-    """One policy, from the start of its parts to their end."""
-    console.rule(f"[bold]{policy.name}", align="left", style="dim")
-    home = directory / policy.name.replace(" ", "-")
-    home.mkdir()
-    with Stand(home) as stand:
-        with console.status("starting"):
-            scene = await start(
-                stand, policy, ports, options.servers, options.seed, client,
-                lambda part, where: console.print(f"  ready  {part:<9} {where}", markup=False),
-            )  # fmt: skip
-        tally = Tally(scene.servers, request_count(workload), offer.model)
-        before = _caches(await look(scene, client))
-        results, last = await _traffic(scene, workload, tally, before, policy.name, client, console)
-        scene.require_alive()
-    return _outcome(policy, tally, results, last)
+class _Course:
+    """What both runs share."""
+
+    def __init__(
+        self,
+        options: Options,
+        offer: Offer,
+        client: aiohttp.ClientSession,
+        console: Console,
+        directory: Path,
+    ) -> None:
+        self._options = options
+        self._offer = offer
+        self._client = client
+        self._console = console
+        self._directory = directory
+
+    async def play(self, policy: Policy) -> Run:
+        """One policy, from the start of its parts to their end."""
+        self._console.rule(f"[bold]{policy.name}", align="left", style="dim")
+        home = self._directory / policy.name.replace(" ", "-")
+        home.mkdir()
+        with Stand(home) as stand:
+            scene = await self._scene(stand, policy)
+            workload = _workload(self._options, self._offer)
+            tally = Tally(scene.servers, request_count(workload), self._offer.model)
+            with Board(self._console, policy.name, tally) as board:
+                last = await self._traffic(scene, workload, tally, board)
+            scene.require_alive()
+        return _outcome(policy, tally, last)
+
+    async def _scene(self, stand: Stand, policy: Policy) -> Scene:
+        def announce(part: str, where: str) -> None:
+            self._console.print(f"  ready  {part:<9} {where}", markup=False)
+
+        options = self._options
+        with self._console.status("starting"):
+            return await start(stand, policy, options.port, options.servers, options.seed, self._client, announce)
+
+    async def _traffic(self, scene: Scene, workload: Sequence[Session], tally: Tally, board: Board) -> Snapshot:
+        """Send the workload and show it. Returns the servers as they were at the end."""
+        before = caches(await look(scene, self._client))
+        with contextlib.closing(Decisions(scene.picker_log)) as decisions:
+
+            async def glance(*, last: bool = False) -> Snapshot:
+                seen = since(await look(scene, self._client), before)
+                for id, server in decisions.new():
+                    tally.decided(id, server)
+                board.show(seen, last=last)
+                return seen
+
+            async def follow() -> None:
+                while True:
+                    await glance()
+                    await asyncio.sleep(LOOK_EVERY_S)
+
+            async with asyncio.TaskGroup() as group:
+                follower = group.create_task(follow())
+                await run(workload, scene.url, watch=tally.take, timeout_s=ANSWER_TIMEOUT_S)
+                follower.cancel()
+            return await glance(last=True)
 
 
-async def _traffic(
-    scene: Scene,
-    workload: Sequence[Session],
-    tally: Tally,
-    before: Mapping[str, Cache],
-    title: str,
-    client: aiohttp.ClientSession,
-    console: Console,
-) -> tuple[list[Result], Mapping[str, Seen]]:
-    """Send the workload and show it. Returns the results and the servers as they were at the end."""
-    with contextlib.closing(Decisions(scene.picker_log)) as decisions, Board(console, title, tally) as board:
-
-        async def glance(*, last: bool = False) -> Mapping[str, Seen]:
-            seen = _since(await look(scene, client), before)
-            for id, server in decisions.new():
-                tally.decided(id, server)
-            board.show(seen, last=last)
-            return seen
-
-        async def follow() -> None:
-            while True:
-                await glance()
-                await asyncio.sleep(LOOK_EVERY_S)
-
-        async with asyncio.TaskGroup() as group:
-            follower = group.create_task(follow())
-            results = await run(workload, scene.url, watch=tally.take, timeout_s=ANSWER_TIMEOUT_S)
-            follower.cancel()
-        return results, await glance(last=True)
-
-
-def _caches(seen: Mapping[str, Seen]) -> Mapping[str, Cache]:
-    return {server: one.cache for server, one in seen.items() if one.cache is not None}
-
-
-def _since(seen: Mapping[str, Seen], before: Mapping[str, Cache]) -> Mapping[str, Seen]:
-    """With only what was counted after `before`: a server of the user's has a past."""
-    return {
-        server: msgspec.structs.replace(one, cache=one.cache and one.cache.since(before.get(server, Cache())))
-        for server, one in seen.items()
-    }
-
-
-def _outcome(policy: Policy, tally: Tally, results: Sequence[Result], last: Mapping[str, Seen]) -> Run:
+def _outcome(policy: Policy, tally: Tally, last: Snapshot) -> Run:
     return Run(
         name=policy.name,
-        summary=summarize(results),
-        hit_rate=sum(_caches(last).values(), Cache()).rate,
+        summary=summarize(tally.results),
+        hit_rate=sum(caches(last).values(), Cache()).rate,
         requests=tally.requests(),
         adapters=tally.adapters(),
-        results=results,
+        results=tally.results,
         number_of=tally.number_of,
     )
 

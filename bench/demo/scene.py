@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from bench.processes import ENVOY_CONFIGS, ROOT, Process, Stand, StartError, env
 ADAPTERS = ("lora-a", "lora-b", "lora-c")
 BASE = "base"
 REPLICAS = 4
+_LISTENING = re.compile(r"^listening on (\S+)$", re.MULTILINE)
 READY_S = 40.0
 """How long a part may take to become ready; all of them need a second or two on an idle laptop."""
 
@@ -96,7 +98,7 @@ class Scene(msgspec.Struct, frozen=True):
 async def start(
     stand: Stand,
     policy: Policy,
-    ports: Ports,
+    port: int,
     servers: Sequence[str],
     seed: int,
     client: aiohttp.ClientSession,
@@ -104,9 +106,12 @@ async def start(
 ) -> Scene:
     """Start everything in `stand`, which ends it; simulated servers if there are no `servers`. Returns when all is ready.
 
-    Raises StartError. No process is started other than between two awaits, so cancelling leaves none outside `stand`.
+    `port` is as for `choose_ports`. Raises StartError. Processes are started between awaits only, so cancelling leaves none
+    outside `stand`.
     """
-    names = tuple(servers) or await _replicas(stand, client, announce)
+    names = tuple(servers) or await _replicas(stand, announce)
+    # Late, since a free port stays free only as long as nobody else looks for one.
+    ports = choose_ports(port)
     eds = stand.directory / "eds" / "servers.yaml"
     eds.parent.mkdir()
     picker = stand.start("picker", [sys.executable, "-m", "epp", "run", *_picker_args(policy, ports, names, seed, eds)])
@@ -124,17 +129,24 @@ async def start(
     return Scene(names, ports, tuple(stand.processes), picker.log)
 
 
-async def _replicas(stand: Stand, client: aiohttp.ClientSession, announce: Announce) -> tuple[str, ...]:
+async def _replicas(stand: Stand, announce: Announce) -> tuple[str, ...]:
     models = ",".join((BASE, *ADAPTERS))
-    started: dict[str, Process] = {}
-    for _ in range(REPLICAS):
-        port = free_port()
-        argv = [sys.executable, "-m", "bench.replica", "--port", str(port), "--models", models]
-        started[f"127.0.0.1:{port}"] = stand.start("server", argv, cwd=ROOT)
-    for number, (name, process) in enumerate(started.items(), 1):
-        await _ready(process, f"http://{name}/health", client)
-        announce(f"server {number}", name)
-    return tuple(started)
+    argv = [sys.executable, "-m", "bench.replica", "--port", "0", "--models", models]
+    processes = [stand.start("server", argv, cwd=ROOT) for _ in range(REPLICAS)]
+    names: list[str] = []
+    for number, process in enumerate(processes, 1):
+        names.append(await _listening(process))
+        announce(f"server {number}", names[-1])
+    return tuple(names)
+
+
+async def _listening(process: Process) -> str:
+    """The `host:port` that a replica took, once it says so. Raises StartError."""
+    deadline_s = time.monotonic() + READY_S
+    while (said := _LISTENING.search(process.log.read_text())) is None:
+        process.require_coming(deadline_s)
+        await asyncio.sleep(0.05)
+    return said[1]
 
 
 def _picker_args(policy: Policy, ports: Ports, servers: Sequence[str], seed: int, eds: Path) -> list[str]:

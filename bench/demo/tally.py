@@ -43,6 +43,9 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 UNSEEN = Seen()
 
+Snapshot = Mapping[str, Seen]
+"""Every server's name to how it is."""
+
 
 class Tally:
     """Owns what is known of one run's requests. `servers` are their names in order, `total` how many requests there will be.

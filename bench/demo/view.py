@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import TracebackType
 
 from rich import box
@@ -14,12 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.demo.comparison import Run, longest_conversation, milliseconds, path, percent, rows, verdict
-from bench.demo.tally import UNSEEN, Seen, Tally
+from bench.demo.tally import UNSEEN, Snapshot, Tally
 from bench.load.client import Result
 
 PLAIN_EVERY_S = 2.0
-
-Snapshot = Mapping[str, Seen]
 
 
 class Board:

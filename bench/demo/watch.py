@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from bench.demo.scene import Scene
-from bench.demo.tally import Cache, Seen
+from bench.demo.tally import Cache, Seen, Snapshot
 
 _CACHE_LINE = re.compile(rb"^vllm:prefix_cache_(queries|hits)_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _TIMEOUT = aiohttp.ClientTimeout(total=2.0)
@@ -54,7 +54,7 @@ def read_cache(page: bytes) -> Cache | None:
     return Cache(totals[b"queries"], totals[b"hits"]) if found else None
 
 
-async def look(scene: Scene, client: aiohttp.ClientSession) -> Mapping[str, Seen]:
+async def look(scene: Scene, client: aiohttp.ClientSession) -> Snapshot:
     """Every server as it is now. What does not answer is left unknown."""
     rows, caches = await asyncio.gather(
         _picker_rows(scene, client), asyncio.gather(*(_cache(server, client) for server in scene.servers))
@@ -88,6 +88,19 @@ async def _get(url: str, client: aiohttp.ClientSession) -> bytes | None:
             return await response.read() if response.status == 200 else None
     except (aiohttp.ClientError, OSError, TimeoutError):
         return None
+
+
+def caches(seen: Snapshot) -> Mapping[str, Cache]:
+    """The cache counters of the servers that have any."""
+    return {server: one.cache for server, one in seen.items() if one.cache is not None}
+
+
+def since(seen: Snapshot, before: Mapping[str, Cache]) -> Snapshot:
+    """With only what was counted after `before`: a server of the user's has a past."""
+    return {
+        server: msgspec.structs.replace(one, cache=one.cache and one.cache.since(before.get(server, Cache())))
+        for server, one in seen.items()
+    }
 
 
 class Decisions:

@@ -8,8 +8,8 @@ import pytest
 
 from bench.demo.course import salted
 from bench.demo.servers import Card, Offer, Unusable, agree, parse_servers
-from bench.demo.tally import Cache
-from bench.demo.watch import Decisions, read_cache
+from bench.demo.tally import Cache, Seen
+from bench.demo.watch import Decisions, caches, read_cache, since
 from bench.load.workload import Mix, sessions
 
 DECISION = (
@@ -45,6 +45,13 @@ def test_cache_counters_are_summed_over_engines() -> None:
     )
     assert read_cache(page) == Cache(1100.0, 42.0)
     assert read_cache(b"sglang:num_running_reqs 1.0\n") is None
+
+
+def test_what_servers_counted_before_does_not_count() -> None:
+    before = {"a:1": Seen(cache=Cache(1000.0, 100.0)), "b:1": Seen(cache=None), "c:1": Seen(cache=None)}
+    after = {"a:1": Seen(cache=Cache(1200.0, 290.0)), "b:1": Seen(cache=Cache(50.0, 0.0)), "c:1": Seen(in_flight=2.0)}
+    assert caches(since(after, caches(before))) == {"a:1": Cache(200.0, 190.0), "b:1": Cache(50.0, 0.0)}
+    assert since(after, {})["c:1"] == Seen(in_flight=2.0)
 
 
 def test_servers_are_read_and_mistakes_named() -> None:
