@@ -9,6 +9,7 @@ from epp.configuration.parts import (
     InFlightSettings,
     MetricsSettings,
     PrefixSettings,
+    QuotaSettings,
     TokenSettings,
 )
 from epp.configuration.problems import ConfigurationError, Problem
@@ -28,6 +29,7 @@ __all__ = [
     "PrefixSettings",
     "Problem",
     "ProfileSpec",
+    "QuotaSettings",
     "TokenSettings",
     "build",
     "describe",

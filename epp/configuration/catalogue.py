@@ -37,6 +37,7 @@ class Kind(enum.Enum):
     ORDERING = "ordering policy"
     USAGE_LIMIT = "usage limit policy"
     EVICTION = "eviction policy"
+    QUOTA = "quota"
 
 
 _METHODS = {
@@ -75,6 +76,7 @@ _SETTINGS: Final[Mapping[str, tuple[Kind, type[parts.Settings]]]] = {
     "program-aware-fairness": (Kind.FAIRNESS, parts.ProgramFairness),
     "static-usage-limit-policy": (Kind.USAGE_LIMIT, parts.StaticLimit),
     "priority-holdback-policy": (Kind.USAGE_LIMIT, parts.PriorityHoldback),
+    "quota": (Kind.QUOTA, parts.QuotaSettings),
 }
 
 _PLAIN: Final[Mapping[str, tuple[Kind, str]]] = {

@@ -65,7 +65,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """A file that was understood, defaults filled in.
 
     `warnings` are for the log: what the file says without effect. `metrics` None: model servers are not scraped. `discovery`
-    None: endpoints come from elsewhere than a file that the configuration names.
+    None: endpoints come from elsewhere than a file that the configuration names. `quota` None: no limits.
     """
 
     source: str
@@ -80,6 +80,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     extractor: parts.ExtractorSettings
     discovery: parts.FileDiscovery | None
     parsers: tuple[str, ...]
+    quota: parts.QuotaSettings | None
     warnings: tuple[str, ...]
 
 
@@ -192,6 +193,7 @@ class _Loader:
             extractor=extractor,
             discovery=self._discovery(),
             parsers=self._parsers(),
+            quota=self._settings(parts.QuotaSettings),
             warnings=tuple(self._warnings),
         )
 
@@ -238,6 +240,8 @@ class _Loader:
                 settings.choice()
             if isinstance(settings, parts.TokenSettings):
                 self._check_tokens(settings)
+            if isinstance(settings, parts.QuotaSettings):
+                settings.table()
         except ValueError as error:
             self._problems.add(line, path, str(error))
             return False

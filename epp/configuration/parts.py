@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from epp.configuration.shapes import Unread
+from epp.quota.limits import Limit, Limits
+from epp.quota.tenants import FAIRNESS_ID
 from epp.scoring import Count, NotNegative, Positive, PositiveSeconds, Share
 from epp.signals.engines import ENGINE_LABEL, CustomMetric, EngineChoice, EngineConfig
 from epp.signals.source import MetricsSource
@@ -212,6 +214,26 @@ class PriorityHoldback(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     domain: Literal["rank", "value"] = "rank"
 
 
+class QuotaSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Rate limits on requests and tokens, by tenant and by model.
+
+    `tenant` says who is one: `fairness-id`, `api-key` (Authorization: Bearer, or x-api-key), or the name of a header. A limit
+    names an API key by its SHA-256 in hexadecimal. A request is charged its prompt and `estimated_answer_tokens`, less
+    where the client allows less, until its answer says what it really took. The `max_tenants` seen last are remembered.
+    """
+
+    limits: tuple[Limit, ...]
+    tenant: str = FAIRNESS_ID
+    estimated_answer_tokens: NotNegativeCount = 256
+    max_tenants: Count = 10_000
+
+    def table(self) -> Limits:
+        """Raises ValueError."""
+        if not self.tenant:
+            raise ValueError("tenant is empty: say fairness-id, api-key, or the name of a header")
+        return Limits(self.limits)
+
+
 Settings = (
     PrefixSettings
     | InFlightSettings
@@ -223,4 +245,5 @@ Settings = (
     | ProgramFairness
     | StaticLimit
     | PriorityHoldback
+    | QuotaSettings
 )

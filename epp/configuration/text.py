@@ -79,7 +79,10 @@ def scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
         return float(node.value) if plain else str(node.value)
     if kind == "timestamp":
         return str(node.value)
-    value = _CONSTRUCTOR.construct_object(node)
+    try:
+        value = _CONSTRUCTOR.construct_object(node)
+    except ConstructorError:
+        raise ValueError(f"{node.tag} is no type that a value can have here; quote text that begins with !") from None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise ValueError(f"cannot use a value of type {node.tag}")

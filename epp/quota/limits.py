@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
-from typing import Annotated
 
 import msgspec
 
 from epp.quota.store import Bucket
-
-Whole = Annotated[int, msgspec.Meta(ge=1)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+from epp.scoring import Count, Positive
 
 
 class Measure(enum.Enum):
@@ -41,8 +38,8 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     tenants: tuple[str, ...] = ()
     model: str = ""
     shared: bool = False
-    requests_per_minute: Whole | None = None
-    tokens_per_minute: Whole | None = None
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
     burst_seconds: Positive = 60.0
 
     @property
