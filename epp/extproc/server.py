@@ -364,10 +364,14 @@ class _Link(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(LINGER_S, self._transport.abort)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
+        if not self._transport.can_write_eof():
             self._transport.close()
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:
+            # The peer reset the connection and the loop has not told us yet.
+            self._transport.abort()
 
     def _expect_greeting(self) -> None:
         if not self._http2.greeted:

@@ -243,6 +243,10 @@ MISTAKES = [
     ("", ["1: the file is empty"]),
     ("# nothing\n", ["1: the file is empty"]),
     ("- a\n", ["1: expected a mapping, got a list"]),
+    (
+        HEAD + "plugins:\n- type: !queue-scorer\n",
+        ["4: plugins[0].type: !queue-scorer is no type that a value can have here; quote text that begins with !"],
+    ),
     ("[" * 500_000, ["1: nested deeper than 32 levels"]),
     ("- " * 100_000, ["1: nested deeper than 32 levels"]),
     ('{"a":' * 500_000, ["1: nested deeper than 32 levels"]),
