@@ -32,6 +32,7 @@ from epp.prefix.fingerprints import fingerprints, seed_of
 from epp.prefix.index import PrefixIndex
 from epp.pressure import Pressure, Step
 from epp.request import BLOCK_BYTES, NO_FINGERPRINTS, Request
+from epp.resources.store import Store
 
 OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 FAIRNESS_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
@@ -82,7 +83,9 @@ class Dispatcher:
 
     `timer` is a monotonic clock in seconds for measuring our own stages; `faults(kind, error)` takes note of a bug of ours
     that was done without, `kind` being the step that failed: read, pick, steer, record or usage. `pressure` says what picks
-    leave out for the loop's sake; without it, nothing.
+    leave out for the loop's sake; without it, nothing. `resources` says which priority a request has and which model serves
+    it; without it, 0 and the one it asks for. Its draws have a generator of their own, seeded from `rng`: the nth request
+    draws the same whatever else is left to chance.
     """
 
     def __init__(
@@ -100,7 +103,10 @@ class Dispatcher:
         faults: Callable[[str, Exception], None],
         decisions: DecisionLog,
         pressure: Pressure | None = None,
+        resources: Store | None = None,
     ) -> None:
+        self._resources = resources
+        self._draws = random.Random(rng.getrandbits(64)) if resources is not None else rng
         self._pressure = pressure if pressure is not None else Pressure()
         self._endpoints = endpoints
         self._pipeline = pipeline
@@ -153,6 +159,9 @@ class Dispatcher:
         headers = arrival.headers
         model = parsed.model
         target = (_first(headers, REWRITE_HEADERS) or model) if model and arrival.can_rewrite else model
+        priority = 0
+        if self._resources is not None:
+            target, priority = self._ruled(headers, model, target, arrival.can_rewrite)
         return Request(
             request_id=headers.get("x-request-id") or str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
             path=headers.get(":path", ""),
@@ -164,9 +173,29 @@ class Dispatcher:
             fingerprints=self._fingerprints(parsed, target),
             max_tokens=parsed.max_tokens,
             stream=parsed.stream,
+            priority=priority,
             fairness_id=_first(headers, FAIRNESS_HEADERS) or "default-flow",
             body_bytes=len(arrival.body),
         )
+
+    def _ruled(self, headers: Mapping[str, str], model: str, asked: str, can_rewrite: bool) -> tuple[str, int]:
+        """The model that serves and the priority, by the objects in force; `asked` is the model by body and header.
+
+        Raises Drop where only known models are served and `model` is none of them.
+        """
+        assert self._resources is not None
+        rules = self._resources.rules
+        rules.admit(model)
+        priority = rules.priority(_first(headers, OBJECTIVE_HEADERS), model)
+        if not model or not can_rewrite:
+            return asked, priority
+        rewriting = rules.rewriting(model)
+        if rewriting is not None:
+            target = rewriting.draw(self._draws)
+            self._metrics.rewritten(rewriting.name, model, target)
+            return target, priority
+        known = rules.models.get(model)
+        return known.draw(self._draws) if known is not None and known.draw is not None else asked, priority
 
     def _fingerprints(self, parsed: Parsed, target: str) -> NDArray[np.uint64]:
         # Less than a block: prefilled in a few milliseconds anywhere, and identical short prompts must not gather on one server.
@@ -198,6 +227,8 @@ class Dispatcher:
     def _choose(self, request: Request, slots: IntArray | None, now_s: float) -> tuple[Pick, float]:
         """The pick, and the share of the prompt that its first endpoint is believed to have cached, [0, 1]."""
         try:
+            if request.priority < 0:
+                self._spare(request, slots, now_s)
             if self._pressure.step is Step.RANDOM:
                 candidates = self._endpoints.candidates(now_s, None, slots)
                 return unjudged(candidates, self._rng.randrange(len(candidates))), 0.0
@@ -213,6 +244,16 @@ class Dispatcher:
         except Exception as error:
             self._faults("pick", error)
             return least_in_flight(self._endpoints.candidates(now_s, None, slots)), 0.0
+
+    def _spare(self, request: Request, slots: IntArray | None, now_s: float) -> None:
+        """Raises Drop where all that could serve a request below priority 0 are full."""
+        self._ledger.advance(now_s)
+        if self._pipeline.saturation(self._endpoints.candidates(now_s, None, slots)) >= 1.0:
+            raise Drop(
+                Reason.SATURATED,
+                f"The model servers are saturated, and a request of priority {request.priority} is not to add to it. Try again "
+                "later.",
+            )
 
     def _commit(
         self,
