@@ -1,4 +1,5 @@
--- wrk script: chats of about SIZE bytes, distinct from each other, cycled. Arguments: SIZE STREAM.
+-- wrk script: chats of about SIZE bytes, cycled, distinct from the first block on, or from nine tenths on (shared).
+-- Arguments: SIZE STREAM distinct|shared.
 local bodies, turn = {}, 0
 
 function init(args)
@@ -7,6 +8,9 @@ function init(args)
   local words = "the quick brown fox jumps over the lazy dog and runs on through the quiet wood "
   for number = 1, count do
     local text = string.format("conversation %d. ", number) .. string.rep(words, math.ceil(size / #words))
+    if args[3] == "shared" then
+      text = string.sub(string.rep(words, math.ceil(size / #words)), 1, math.floor(size * 0.9)) .. text
+    end
     text = string.sub(text, 1, size - 120)
     bodies[number] = string.format(
       '{"model": "base", "messages": [{"role": "user", "content": "%s"}], "stream": %s, "max_tokens": 64}', text, stream)

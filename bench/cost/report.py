@@ -1,0 +1,141 @@
+"""The table, the JSON and the plot of what was measured."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bench.cost.rows import ROWS, Result
+from bench.processes import ROOT
+
+RESULTS = ROOT / "bench" / "results"
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """One result with the machine it was measured on."""
+
+    result: Result
+    within: bool
+    measured_at: str
+    machine: dict[str, str | int | float]
+
+
+def kept(results: Sequence[Result]) -> list[Stored]:
+    """`results` as of now; for rows that are not among them what was stored before, in the order of the table."""
+    path = RESULTS / "cost.json"
+    stored: dict[str, Stored] = {}
+    if path.exists():
+        try:
+            stored = {one.result.row: one for one in msgspec.json.decode(path.read_bytes(), type=list[Stored])}
+        except msgspec.ValidationError:
+            stored = {}
+    facts, now = machine(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    stored |= {result.row: Stored(result, result.within, now, facts) for result in results}
+    return [stored[row.name] for row in ROWS if row.name in stored]
+
+
+def write(everything: Sequence[Stored]) -> None:
+    encoded = msgspec.json.format(msgspec.json.encode(list(everything)), indent=1)
+    (RESULTS / "cost.json").write_bytes(encoded + b"\n")
+
+
+def machine() -> dict[str, str | int | float]:
+    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 0,
+        "kernel": platform.release(),
+        "python": platform.python_version() + (" (PGO)" if optimized else " (without PGO)"),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+def _processor() -> str:
+    found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.machine()
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    echoes = [result.echo_us for result in results if result.echo_us]
+    if echoes:
+        console.print(
+            f"\none r is the CPU of a bare grpc.aio echo: {min(echoes):.0f} to {max(echoes):.0f} µs a request in this run\n"
+        )
+    table = Table(box=None, pad_edge=False)
+    for column in ("work", "Go picker", "budget", "measured", "µs", "echo µs", "Envoy µs", "req/s", ""):
+        table.add_column(column, justify="left" if column == "work" else "right", no_wrap=True)
+    for result in results:
+        table.add_row(
+            result.title,
+            "–" if result.go_picker is None else _with_unit(result.go_picker, result),
+            _with_unit(result.budget, result),
+            _with_unit(result.value, result),
+            _number(result.us),
+            _number(result.echo_us),
+            _number(result.envoy_us),
+            "" if result.requests_per_s is None else f"{result.requests_per_s:,.0f}",
+            "[green]within[/]" if result.within else "[red]over[/]",
+        )
+    console.print(table)
+
+
+def _with_unit(value: float, result: Result) -> str:
+    digits = f"{value:.0f}" if result.unit == "MB" else f"{value:.3f}".rstrip("0").rstrip(".")
+    return digits if result.unit == "r" else f"{digits} {result.unit}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}" if value >= 20 else f"{value:.1f}"
+
+
+def plot(everything: Sequence[Stored]) -> None:
+    """What every row costs in shares of its budget, beside the Go picker."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    results = [stored.result for stored in everything if stored.result.budget > 0]
+    places = list(range(len(results), 0, -1))
+    figure, axes = plt.subplots(figsize=(9, 0.36 * len(results) + 1.4))
+    shares = [max(result.value / result.budget, 0.02) for result in results]
+    colours = ["#2a7f62" if result.within else "#c0392b" for result in results]
+    axes.barh(places, shares, color=colours, height=0.62, zorder=2)
+    theirs = [
+        (result.go_picker / result.budget, place)
+        for result, place in zip(results, places, strict=True)
+        if result.go_picker
+    ]
+    if theirs:
+        across, down = [share for share, _ in theirs], [place for _, place in theirs]
+        axes.scatter(across, down, marker="D", s=22, color="#555555", zorder=3, label="Go picker v0.10")
+        axes.legend(loc="lower right", frameon=False)
+    axes.axvline(1.0, color="black", linewidth=1, zorder=3)
+    axes.set_xscale("log")
+    axes.set_yticks(places, [result.title for result in results])
+    axes.set_ylim(0.4, len(results) + 0.6)
+    axes.set_xlabel("share of the budget (1 = the budget; logarithmic)")
+    axes.grid(axis="x", color="#dddddd", zorder=0)
+    for result, place, share in zip(results, places, shares, strict=True):
+        axes.annotate(
+            f"{_with_unit(result.value, result)} of {_with_unit(result.budget, result)}",
+            (share, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "cost.png", dpi=130)
+    plt.close(figure)
