@@ -38,6 +38,10 @@ lint: $(VENV)/.ready  ## ruff, mypy strict, import-linter
 test: lint  ## lint and all tests (real Envoy included)
 	@$(BIN)/pytest
 
+.PHONY: test-faults
+test-faults: $(VENV)/.ready  ## every fault in every phase of a request, against docs/failure-modes.md (3 minutes)
+	@$(BIN)/python -m tests.faults
+
 .PHONY: bench
 bench: $(VENV)/.ready  ## CPU per request, per chunk, idle, memory against the budgets
 	@$(BIN)/python -m bench.cost

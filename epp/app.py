@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from functools import partial
 
@@ -72,6 +73,10 @@ NOTICE_S = 5.0
 """After SIGTERM health says NOT_SERVING and calls are still taken for this long: Envoy's two missed checks, 2 s apart."""
 
 BLOCK_TOKENS = BLOCK_BYTES // 4
+
+STALLED_SCRAPES = 2
+"""Scrapes in a row without an answer in time (2 s each) after which a server that shares its port with its metrics page is passed
+over, while others can be reached: it takes connections and answers nothing. Its next page brings it back."""
 
 FLAG_ENGINE = EngineConfig(
     name="vllm",
@@ -133,6 +138,7 @@ class Reports:
         self._metrics = metrics
         self._auto_tune = auto_tune
         self._caches: dict[int, CacheConfig] = {}
+        self._late: Counter[int] = Counter()
         self.clock = asyncio.get_running_loop().time
 
     def sent(self, slot: int) -> Mark:
@@ -140,6 +146,7 @@ class Reports:
 
     def reported(self, slot: int, mark: Mark, report: Report, now_s: float) -> None:
         self._endpoints.report(slot, report, now_s)
+        self._late.pop(slot, None)
         if self._ledger.reported(slot, mark, report, now_s):
             self._index.empty(slot)
         if self._auto_tune and report.cache is not None and report.cache != self._caches.get(slot):
@@ -149,11 +156,16 @@ class Reports:
     def failed(self, slot: int, kind: Failure) -> None:
         self._metrics.scrape_failed(kind.value)
         endpoint = self._endpoints.at(slot)
-        # Only where metrics and requests share a port does a refused scrape say that requests are refused too.
-        if kind is Failure.CONNECT and endpoint is not None and endpoint.metrics_port in (None, endpoint.port):
+        # Only where metrics and requests share a port does a scrape say what becomes of requests.
+        if endpoint is None or endpoint.metrics_port not in (None, endpoint.port):
+            return
+        if kind is Failure.TIMEOUT:
+            self._late[slot] += 1
+        if kind is Failure.CONNECT or self._late[slot] >= STALLED_SCRAPES:
             self._endpoints.set_unreachable(slot, True)
 
     def forget(self, slot: int) -> None:
+        self._late.pop(slot, None)
         self._caches.pop(slot, None)
         self._index.forget(slot)
 

@@ -411,7 +411,11 @@ class Connection:
     def _assemble(self, stream: _Stream, data: bytes, start: int, stop: int, events: list[Event]) -> None:
         """Cut gRPC messages out of DATA. A message that lies whole in one frame is copied once."""
         if stream.buffer is not None:
-            self._extend(stream, stream.buffer, data, start, stop, events)
+            try:
+                self._extend(stream, stream.buffer, data, start, stop, events)
+            except MemoryError:
+                # A body that does not fit ends its own call, not every other on the connection.
+                self._refuse(stream, Status.RESOURCE_EXHAUSTED, "no memory for this message", events)
             return
         max_message = self._limits.max_message_bytes
         while stop - start >= 5:

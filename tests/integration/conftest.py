@@ -86,6 +86,8 @@ class Scene:
             f"--envoy-eds-file={self.eds}",
             "--secure-serving=false",
             "--metrics-endpoint-auth=false",
+            # A test machine that is busy with other tests must not turn picks into a lottery.
+            "--max-loop-lag=0s",
         ]
         return [*own, *endpoints, *args]
 

@@ -52,6 +52,9 @@ class Origin:
         self.received: list[Received] = []
         self.aborted = threading.Event()
         """Set when a peer went away before its answer was written."""
+        self.reports = True
+        """False: its metrics page fails."""
+        self._busy: set[asyncio.StreamWriter] = set()
         self._gate = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         listener = socket.create_server(("127.0.0.1", 0))
@@ -106,16 +109,19 @@ class Origin:
         try:
             while (request := await _read_request(reader)) is not None:
                 if request.path == "/metrics":
-                    await _send(writer, 200, "text/plain", METRICS)
+                    await _send(writer, 200 if self.reports else 500, "text/plain", METRICS)
                 elif request.path == "/health":
                     await _send(writer, 200, "text/plain", b"")
                 else:
                     self.received.append(request)
+                    self._busy.add(writer)
                     await self._answer(request, writer)
+                    self._busy.discard(writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             self.aborted.set()
         finally:
             self._writers.discard(writer)
+            self._busy.discard(writer)
             writer.close()
 
     async def _answer(self, request: Received, writer: asyncio.StreamWriter) -> None:

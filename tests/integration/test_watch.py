@@ -27,7 +27,7 @@ schedulingProfiles:
 def slow_scene(scene: Scene, directory: Path, *args: str) -> Path:
     """Starts everything; picks block the loop for as many seconds as the returned file says, once there is one."""
     control = directory / "seconds"
-    scene.start_picker(f"--config-text={SLOW.format(control=control)}", *args)
+    scene.start_picker(f"--config-text={SLOW.format(control=control)}", "--max-loop-lag=50ms", *args)
     scene.start_envoy(LEAN)
     assert scene.ask().status == 200
     return control

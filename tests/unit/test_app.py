@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from epp.app import PROCESS, READINESS, Incidents, Picker, Reports, StartError, read_configuration, run
+from epp.app import (
+    PROCESS,
+    READINESS,
+    STALLED_SCRAPES,
+    Incidents,
+    Picker,
+    Reports,
+    StartError,
+    read_configuration,
+    run,
+)
 from epp.configuration import ConfigurationError, load
 from epp.discovery.source import DiscoveryError
 from epp.endpoint import CacheConfig, Endpoint, Endpoints, Report
@@ -114,6 +124,28 @@ class TestReports:
         scraped.reports.failed(scraped.slot, kind)
         assert not scraped.endpoints.unreachable.any()
         assert scraped.metrics.scrape_failures == {kind.value: 1}
+
+    @pytest.mark.parametrize(("endpoint", "unreachable"), [("slot", True), ("told", True), ("other", False)])
+    async def test_a_server_that_keeps_silent_is_passed_over(self, endpoint: str, unreachable: bool) -> None:
+        scraped = Scraped()
+        slot = getattr(scraped, endpoint)
+        for _ in range(STALLED_SCRAPES - 1):
+            scraped.reports.failed(slot, Failure.TIMEOUT)
+        assert not scraped.endpoints.unreachable[slot]
+        scraped.reports.failed(slot, Failure.TIMEOUT)
+        assert bool(scraped.endpoints.unreachable[slot]) is unreachable
+
+    async def test_silence_counts_only_in_a_row(self) -> None:
+        scraped = Scraped()
+        for _ in range(2 * STALLED_SCRAPES):
+            scraped.reports.failed(scraped.slot, Failure.TIMEOUT)
+            scraped.report(11.0)
+        assert not scraped.endpoints.unreachable[scraped.slot]
+        for _ in range(STALLED_SCRAPES - 1):
+            scraped.reports.failed(scraped.slot, Failure.TIMEOUT)
+        scraped.reports.forget(scraped.slot)
+        scraped.reports.failed(scraped.slot, Failure.TIMEOUT)
+        assert not scraped.endpoints.unreachable[scraped.slot]
 
     async def test_an_answer_makes_it_reachable_again(self) -> None:
         scraped = Scraped()

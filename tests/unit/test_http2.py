@@ -7,6 +7,7 @@ import random
 import struct
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -345,6 +346,27 @@ def test_unfinished_messages_of_all_streams_are_bounded() -> None:
     peer.h2.reset_stream(ids[0])
     peer.turn()
     assert peer.ours.assembling_bytes == 20_000
+
+
+def test_a_message_that_memory_does_not_hold_ends_its_own_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = Peer()
+    large, small = peer.open(), peer.open()
+    for stream_id in (large, small):
+        peer.h2.send_data(stream_id, framed(bytes(10_000))[:9_000])
+    peer.turn()
+    extend = Connection._extend
+
+    def starved(ours: Connection, stream: Any, *rest: Any) -> None:
+        if stream.id == large:
+            raise MemoryError
+        extend(ours, stream, *rest)
+
+    monkeypatch.setattr(Connection, "_extend", starved)
+    for stream_id in (large, small):
+        peer.h2.send_data(stream_id, framed(bytes(10_000))[9_000:])
+    assert peer.turn() == [Lost(large), Received(small, bytes(10_000))]
+    assert peer.status(large)["grpc-status"] == str(int(Status.RESOURCE_EXHAUSTED))
+    assert peer.ours.assembling_bytes == 0
 
 
 def test_the_client_always_gets_new_credit() -> None:
