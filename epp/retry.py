@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 
 import msgspec
+
+from epp.drops import OUTCOMES, Drop, Return
 
 RATE_MEMORY_S = 10.0
 """Time constant of the measured drain rate: long enough for ten departures at one a second, short enough to follow a burst."""
@@ -98,3 +101,39 @@ class Outage:
             self._generation = generation
             self._since_s = now_s
         return spread(now_s - self._since_s, rng, self._bounds)
+
+
+class Returns:
+    """Tells those who are refused when to come back: by the drain of their priority level, or by the pool's outage."""
+
+    def __init__(self, rng: random.Random, bounds: Bounds = DEFAULT_BOUNDS) -> None:
+        self._rng = rng
+        self._bounds = bounds
+        self._drains: dict[int, Drain] = {}
+        self._outage = Outage(bounds)
+
+    def left(self, priority: int, now_s: float) -> None:
+        """A request of that priority was given an endpoint."""
+        drain = self._drains.get(priority)
+        if drain is None:
+            drain = self._drains[priority] = Drain(self._bounds)
+        drain.left(now_s)
+
+    def keep(self, priorities: Iterable[int]) -> None:
+        """Forget the levels that are not among `priorities`: those there are now."""
+        kept = frozenset(priorities)
+        self._drains = {priority: drain for priority, drain in self._drains.items() if priority in kept}
+
+    def advise(self, drop: Drop, now_s: float, *, priority: int = 0, ahead: int = 0, generation: int = 0) -> None:
+        """Set `drop.retry_after_s`, unless somebody did or its reason has none.
+
+        `ahead` requests of that priority are waiting; `generation` is the pool's membership.
+        """
+        rule = OUTCOMES[drop.reason].retry
+        if drop.retry_after_s is not None:
+            return
+        if rule is Return.DRAIN:
+            drain = self._drains.get(priority) or Drain(self._bounds)
+            drop.retry_after_s = drain.retry_after(ahead, now_s, self._rng)
+        elif rule is Return.POOL:
+            drop.retry_after_s = self._outage.retry_after(generation, now_s, self._rng)

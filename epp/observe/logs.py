@@ -15,6 +15,7 @@ from typing import Literal, Protocol, TextIO
 
 import msgspec
 
+from epp.drops import OUTCOMES, Drop
 from epp.request import Request
 
 VERBOSE = 15
@@ -35,6 +36,8 @@ _LEVEL_NAMES = {
 
 # What every record has; the rest of its attributes came by `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+_LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
 
 # hpack among them writes every header's value at debug level.
 _CHATTY = ("asyncio", "grpc", "concurrent.futures", "hpack")
@@ -163,6 +166,27 @@ class Every:
         if len(self._said) > self._max_keys:
             del self._said[next(iter(self._said))]
         return unsaid + 1
+
+
+class RefusalLog:
+    """Lines for refused requests, at the level of their reason: every one of a debug level, of others one a minute each."""
+
+    def __init__(self, log: logging.Logger | None = None, *, every_s: float = 60.0) -> None:
+        self._log = log if log is not None else logging.getLogger("epp.refusal")
+        self._every = Every(every_s)
+
+    def note(self, drop: Drop, request: Request | None, now_s: float) -> None:
+        """`request` is None where it was not understood."""
+        outcome = OUTCOMES[drop.reason]
+        level = _LEVELS[outcome.log_level]
+        if not self._log.isEnabledFor(level):
+            return
+        times = 1 if level <= logging.DEBUG else self._every(drop.reason.value, now_s)
+        if times:
+            fields: dict[str, object] = {"reason": drop.reason.value, "status": drop.status, "times": times}
+            if request is not None:
+                fields |= {"request_id": request.request_id, "model": request.model, "priority": request.priority}
+            self._log.log(level, "refused: %s", outcome.cause, extra=fields)
 
 
 class ScoreShare(Protocol):

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epp.drops import OUTCOMES, Drop, Reason
 from epp.observe import logs
-from epp.observe.logs import TRACE, VERBOSE, DecisionLog, Encoder, Every, Explained, TimeEncoding
+from epp.observe.logs import TRACE, VERBOSE, DecisionLog, Encoder, Every, Explained, RefusalLog, TimeEncoding
 from epp.pipeline import Considered, Explanation, LeftOut, Pick, ScoreShare
 from epp.request import Request
 
@@ -235,3 +236,32 @@ def test_a_decision_tells_nothing_of_headers() -> None:
     DecisionLog().note(REQUEST, Picked(), 0.0)
     assert "secret" not in stream.getvalue()
     assert "authorization" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_refusal_is_told_at_the_level_of_its_reason(reason: Reason) -> None:
+    stream = lines(logging.DEBUG)
+    RefusalLog().note(Drop(reason, "sk-secret: what the client wrote"), REQUEST, 0.0)
+    (line,) = parsed(stream)
+    assert line["level"] == {"warning": "warn"}.get(OUTCOMES[reason].log_level, OUTCOMES[reason].log_level)
+    assert (line["reason"], line["status"], line["times"]) == (reason.value, OUTCOMES[reason].status, 1)
+    assert (line["request_id"], line["model"]) == ("req-1", "llama")
+    assert "secret" not in stream.getvalue()
+
+
+def test_a_flood_of_refusals_is_a_line_a_minute_for_each_reason() -> None:
+    stream = lines(logging.INFO)
+    refusals = RefusalLog()
+    for second in range(121):
+        for reason in (Reason.SATURATED, Reason.NO_ENDPOINTS, Reason.BAD_REQUEST):
+            refusals.note(Drop(reason, "no"), None, float(second))
+    told = [(line["reason"], line["times"]) for line in parsed(stream)]
+    assert told == [(r, n) for n in (1, 60, 60) for r in ("rejected-saturated", "rejected-no-endpoints")]
+
+
+def test_what_says_only_who_debugs_is_told_every_time() -> None:
+    stream = lines(logging.DEBUG)
+    refusals = RefusalLog()
+    for _ in range(3):
+        refusals.note(Drop(Reason.BAD_REQUEST, "no"), None, 0.0)
+    assert len(parsed(stream)) == 3

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epp.retry import RATE_MEMORY_S, Bounds, Drain, Outage, spread
+from epp.drops import OUTCOMES, Drop, Reason, Return
+from epp.retry import RATE_MEMORY_S, Bounds, Drain, Outage, Returns, spread
 
 SECONDS = st.floats(-1e6, 1e9, allow_nan=False)
 
@@ -151,3 +152,45 @@ class TestOutage:
             tries += 1
         assert tries <= 16
         assert now_s <= 2.3 * 3600.0
+
+
+class TestReturns:
+    @pytest.mark.parametrize("reason", Reason)
+    def test_each_reason_by_its_rule(self, reason: Reason) -> None:
+        drop = Drop(reason, "no")
+        Returns(random.Random(1)).advise(drop, 5.0)
+        assert (drop.retry_after_s is not None) == (OUTCOMES[reason].retry in (Return.DRAIN, Return.POOL))
+
+    def test_who_knew_better_is_not_overruled(self) -> None:
+        drop = Drop(Reason.SATURATED, "no", retry_after_s=7)
+        Returns(random.Random(1)).advise(drop, 5.0, ahead=10_000)
+        assert drop.retry_after_s == 7
+
+    def test_every_level_by_its_own_drain(self) -> None:
+        returns = Returns(Middle())
+        for number in range(400):
+            returns.left(0, number / 10.0)
+            if number % 20 == 0:
+                returns.left(-1, number / 10.0)
+        told = []
+        for priority in (0, -1):
+            drop = Drop(Reason.TTL_EXPIRED, "no")
+            returns.advise(drop, 40.0, priority=priority, ahead=10)
+            told.append(drop.retry_after_s)
+        assert told == [1, pytest.approx(22, abs=4)]
+
+    def test_levels_that_are_gone_are_forgotten(self) -> None:
+        returns = Returns(Middle())
+        for priority in range(50):
+            returns.left(priority, 0.0)
+        returns.keep([3, 4, 99])
+        assert sorted(returns._drains) == [3, 4]
+
+    def test_an_outage_is_of_the_pool(self) -> None:
+        returns = Returns(Middle())
+        told = []
+        for now_s, generation in ((0.0, 1), (12.0, 1), (13.0, 2)):
+            drop = Drop(Reason.NO_ENDPOINTS, "no")
+            returns.advise(drop, now_s, generation=generation)
+            told.append(drop.retry_after_s)
+        assert told == [1, 12, 1]
