@@ -55,6 +55,9 @@ from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
 from epp.pressure import Pressure
 from epp.request import BLOCK_BYTES
+from epp.resources.directory import Directory, ResourcesError
+from epp.resources.objects import Resource
+from epp.resources.store import Source, Store
 from epp.settings import Settings
 from epp.signals.answers import Failure
 from epp.signals.engines import EngineChoice, EngineConfig
@@ -188,6 +191,10 @@ class Picker:
         self.index = PrefixIndex(default_blocks=prefix.lru_capacity_per_server)
         self.incidents = Incidents(self.metrics)
         self.pressure = Pressure(settings.max_loop_lag_s)
+        self.resources = Store(settings.pool_name, settings.pool_namespace)
+        self._directory: Directory | None = None
+        if settings.resources is not None:
+            self._directory = Directory(settings.resources, settings.pool_namespace, self._resources_changed)
         self._watch = LoopWatch(self.pressure, time.monotonic, settings.hang_timeout_s)
         faults = PluginFaults(logging.getLogger("epp.plugins").warning, self.metrics.plugin_failed)
         self.dispatcher = Dispatcher(
@@ -203,6 +210,7 @@ class Picker:
             faults=self.incidents.degraded,
             decisions=DecisionLog(),
             pressure=self.pressure,
+            resources=self.resources if self._directory is not None else None,
         )
         self._reports = Reports(self.endpoints, self.ledger, self.index, self.metrics, auto_tune=prefix.auto_tune)
         self._scraper: Scraper[Mark] | None = None
@@ -239,14 +247,14 @@ class Picker:
         self._observation = ObservationServer(
             self._exposition().pieces,
             lambda: self.serving("") is True,
-            {"/debug/endpoints": self._endpoints_page},
+            {"/debug/endpoints": self._endpoints_page, "/debug/resources": self._resources_page},
             admits=self._trust.tokens.admits if self._trust.tokens is not None else None,
         )
 
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Returns when requests are answered. Raises StartError, DiscoveryError, TlsError."""
+        """Returns when requests are answered. Raises StartError, ResourcesError, DiscoveryError, TlsError."""
         settings = self._settings
         host, health, metrics, grpc = (
             settings.host,
@@ -254,6 +262,8 @@ class Picker:
             settings.metrics_port,
             settings.grpc_port,
         )
+        if self._directory is not None:
+            self._directory.start()
         await self._discovery.start()
         health = await _bound("--grpc-health-port", host, health, self._health_server.start(host, health))
         context = self._trust.metrics_context()
@@ -286,6 +296,8 @@ class Picker:
         if self._scraper is not None:
             await self._scraper.close()
         await self._discovery.close()
+        if self._directory is not None:
+            await self._directory.close()
         if self._eds is not None:
             self._eds.close()
         await self._observation.close()
@@ -320,6 +332,16 @@ class Picker:
         if self._eds is not None:
             self._eds.publish(self.endpoints.members)
         log.info("endpoints: %d (%d added, %d removed)", len(self.endpoints), len(change.added), len(change.removed))
+
+    def _resources_changed(self, objects: Sequence[Resource]) -> None:
+        change = self.resources.replace(Source.DIRECTORY, objects)
+        for notice in change.notices:
+            log.warning("%s", notice)
+        log.info("%s", self.resources.summary())
+
+    def _resources_page(self) -> tuple[int, str, bytes]:
+        """Every object, where it was read, and why it has no effect where it has none, as JSON."""
+        return 200, "application/json", msgspec.json.encode(self.resources.standings)
 
     def _follow_trust(self) -> None:
         self._trust.look()
@@ -502,7 +524,7 @@ def run(settings: Settings) -> int:
         for problem in error.problems:
             log.error("the configuration cannot be used: %s", problem)
         return 1
-    except (StartError, DiscoveryError, TlsError, TokenError, OSError) as error:
+    except (StartError, ResourcesError, DiscoveryError, TlsError, TokenError, OSError) as error:
         log.error("cannot start: %s", error)
         return 1
     return 0

@@ -267,7 +267,7 @@ FLAGS = (
         "Pool and endpoints",
         "pool_name",
         TEXT,
-        "Name of the pool in metrics.",
+        "Name of the pool, as poolRef in manifests and name in metrics say it.",
         metavar="NAME",
         shown="epp",
     ),
@@ -303,6 +303,14 @@ FLAGS = (
         BOOL,
         "Put every candidate's score into the answer's dynamic metadata, for access logs.",
         shown="false",
+    ),
+    Flag(
+        "resources",
+        "Configuration",
+        "resources",
+        PATH,
+        "Directory of manifests to follow: InferencePool, InferenceObjective, InferenceModel, InferenceModelRewrite.",
+        metavar="DIR",
     ),
     Flag(
         "config-file",

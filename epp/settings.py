@@ -65,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ignore_subset: bool = False
     emit_endpoint_scores: bool = False
 
+    resources: Path | None = None
+    """A directory of manifests."""
     config_file: Path | None = None
     config_text: str | None = None
 

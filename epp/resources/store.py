@@ -47,6 +47,16 @@ class Store:
     def __repr__(self) -> str:
         return f"<Store {len(self)} objects for {self._namespace}/{self._pool_name}>"
 
+    def summary(self) -> str:
+        """What is in force, in a line for the log."""
+        idle = sum(bool(standing.reason) for standing in self.standings)
+        rules = self.rules
+        rewrites = len(rules.exact) + (rules.generic is not None)
+        return (
+            f"resources: {len(self)} objects, {idle} without effect; {len(rules.objectives)} objectives, {len(rules.models)} models, "
+            f"rewrites of {rewrites} models"
+        )
+
     def apply(self, source: Source, one: Resource) -> Change:
         """The source has this object now, in place of what it had under the same key."""
         self._objects[source][one.key] = one
