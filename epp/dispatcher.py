@@ -20,19 +20,21 @@ from epp.drops import OUTCOMES, Drop, Reason
 from epp.endpoint import Endpoint, Endpoints, IntArray
 from epp.extproc.events import Arrival, Cause, Finished, Started, Steer
 from epp.ledger import Entry, Ledger
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import DecisionLog, RefusalLog
 from epp.observe.metrics import Metrics
 from epp.openai.api import Kind
 from epp.openai.body import OPAQUE, Parsed, parse
 from epp.openai.rewrite import rewrite_model
 from epp.openai.tokens import TokenEstimator
-from epp.openai.usage import Usage, usage
+from epp.openai.usage import Usage, event_count, usage
 from epp.pipeline import Pick, Pipeline, least_in_flight, unjudged
 from epp.prefix.fingerprints import fingerprints, seed_of
 from epp.prefix.index import PrefixIndex
 from epp.pressure import Pressure, Step
+from epp.quota.quota import Grant, Quota
 from epp.request import BLOCK_BYTES, NO_FINGERPRINTS, Request
 from epp.resources.store import Store
+from epp.retry import Returns
 
 OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 FAIRNESS_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
@@ -63,15 +65,24 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account:
-    """One routed request until its end: what to settle, and with whom."""
+    """One routed request until its end: what to settle, and with whom. `grant` is None where no quota holds."""
 
-    __slots__ = ("content_type", "endpoint", "entry", "kind", "opened_s", "request", "status", "ttft_s")
+    __slots__ = ("content_type", "endpoint", "entry", "grant", "kind", "opened_s", "request", "status", "ttft_s")
 
-    def __init__(self, request: Request, kind: Kind, endpoint: Endpoint, entry: Entry, opened_s: float) -> None:
+    def __init__(
+        self,
+        request: Request,
+        kind: Kind,
+        endpoint: Endpoint,
+        entry: Entry,
+        opened_s: float,
+        grant: Grant | None = None,
+    ) -> None:
         self.request = request
         self.kind = kind
         self.endpoint = endpoint
         self.entry = entry
+        self.grant = grant
         self.opened_s = opened_s
         self.status = 0
         self.content_type = ""
@@ -82,9 +93,9 @@ class Dispatcher:
     """Implements `epp.extproc.events.Dispatcher`.
 
     `timer` is a monotonic clock in seconds for measuring our own stages; `faults(kind, error)` takes note of a bug of ours
-    that was done without, `kind` being the step that failed: read, pick, steer, record or usage. `pressure` says what picks
+    that was done without, `kind` being the step that failed: read, quota, pick, steer, record or usage. `pressure` says what picks
     leave out for the loop's sake; without it, nothing. `resources` says which priority a request has and which model serves
-    it; without it, 0 and the one it asks for. Its draws have a generator of their own, seeded from `rng`: the nth request
+    it; without it, 0 and the one it asks for. `quota` says who may use how much; without it, everybody anything. Its draws have a generator of their own, seeded from `rng`: the nth request
     draws the same whatever else is left to chance.
     """
 
@@ -104,7 +115,11 @@ class Dispatcher:
         decisions: DecisionLog,
         pressure: Pressure | None = None,
         resources: Store | None = None,
+        quota: Quota | None = None,
     ) -> None:
+        self._quota = quota
+        self._returns = Returns(rng)
+        self._refusals = RefusalLog()
         self._resources = resources
         self._draws = random.Random(rng.getrandbits(64)) if resources is not None else rng
         self._pressure = pressure if pressure is not None else Pressure()
@@ -131,19 +146,41 @@ class Dispatcher:
         """
         began = self._timer()
         request: Request | None = None
+        grant: Grant | None = None
         try:
             parsed, request = self._read(arrival)
             read = self._timer()
+            if self._quota is not None:
+                grant = self._admit(self._quota, request, now_s)
             pick, hit_share = self._choose(request, self._eligible(arrival.subset), now_s)
         except Drop as drop:
-            self._metrics.refused(*_labels(request), OUTCOMES[drop.reason])
+            self._refused(drop, request, grant, now_s)
             raise
-        routed = self._commit(arrival, parsed, request, pick, hit_share, opened_s, now_s)
+        routed = self._commit(arrival, parsed, request, pick, hit_share, opened_s, now_s, grant)
         decided = self._timer()
         self._metrics.stage("body", max(0.0, now_s - opened_s))
         self._metrics.stage("parse", read - began)
         self._metrics.stage("decide", decided - read)
         return routed
+
+    def _admit(self, quota: Quota, request: Request, now_s: float) -> Grant | None:
+        """What the quota charged. Raises Drop."""
+        try:
+            return quota.admit(request, now_s)
+        except Drop:
+            raise
+        except Exception as error:
+            self._faults("quota", error)
+            return None
+
+    def _refused(self, drop: Drop, request: Request | None, grant: Grant | None, now_s: float) -> None:
+        """Everything that a refusal entails: when to come back, the count, the log line, and the charge given back."""
+        priority = request.priority if request is not None else 0
+        self._returns.advise(drop, now_s, priority=priority, generation=self._endpoints.generation)
+        self._metrics.refused(*_labels(request), OUTCOMES[drop.reason])
+        self._refusals.note(drop, request, now_s)
+        if grant is not None and self._quota is not None:
+            self._quota.cancel(grant, now_s)
 
     def _read(self, arrival: Arrival) -> tuple[Parsed, Request]:
         try:
@@ -264,12 +301,14 @@ class Dispatcher:
         hit_share: float,
         opened_s: float,
         now_s: float,
+        grant: Grant | None,
     ) -> tuple[Steer, Account]:
         """Take what was decided: ledger, prefix index, metrics, and the words for Envoy."""
         endpoint = pick.endpoints[0]
         rewritten = request.target_model != request.model
-        # The answer of a rewritten model has to be seen: its name is turned back there.
-        look = arrival.can_look and (rewritten or self._samples(parsed))
+        # The answer of a rewritten model has to be seen: its name is turned back there. A quota of tokens needs its usage.
+        limited = grant is not None and grant.counts_tokens
+        look = arrival.can_look and (rewritten or limited or self._samples(parsed))
         steer = self._steer(arrival, request, pick, look)
         entry = self._ledger.take(
             pick.slots[0],
@@ -284,7 +323,7 @@ class Dispatcher:
             self._record(request, pick, hit_share, now_s)
         except Exception as error:
             self._faults("record", error)
-        return steer, Account(request, parsed.kind, endpoint, entry, opened_s)
+        return steer, Account(request, parsed.kind, endpoint, entry, opened_s, grant)
 
     def _answer_tokens(self, request: Request) -> int:
         limits = [limit for limit in (self._policy.max_output_tokens, request.max_tokens) if limit is not None]
@@ -296,6 +335,7 @@ class Dispatcher:
 
     def _record(self, request: Request, pick: Pick, hit_share: float, now_s: float) -> None:
         self._metrics.decided(*_labels(request), request.body_bytes, request.prompt_tokens)
+        self._returns.left(request.priority, now_s)
         self._metrics.picked(pick.endpoints[0], request.target_model)
         if self._pressure.step:
             self._metrics.degraded(_LEFT_OUT[self._pressure.step])
@@ -331,7 +371,16 @@ class Dispatcher:
         account.content_type = notice.headers.get("content-type", "")
         if notice.served is not None and notice.served != account.endpoint.destination:
             self._follow(account, notice.served, now_s)
-        return self._pipeline.responded(account.request, account.endpoint, notice.headers, now_s)
+        added = self._pipeline.responded(account.request, account.endpoint, notice.headers, now_s)
+        return added if account.grant is None else {**added, **self._rate_headers(account.grant, now_s)}
+
+    def _rate_headers(self, grant: Grant, now_s: float) -> Mapping[str, str]:
+        assert self._quota is not None
+        try:
+            return self._quota.headers(grant, now_s)
+        except Exception as error:
+            self._faults("quota", error)
+            return {}
 
     def _follow(self, account: Account, served: str, now_s: float) -> None:
         slot = self._endpoints.slot_by_destination(served)
@@ -355,6 +404,9 @@ class Dispatcher:
 
     def finished(self, account: Account, notice: Finished, now_s: float) -> None:
         self._ledger.release(account.entry, now_s)
+        counted = self._usage(account, notice)
+        if account.grant is not None:
+            self._settle(account, account.grant, notice, counted, now_s)
         self._metrics.finished(
             *_labels(account.request),
             status=account.status,
@@ -362,9 +414,16 @@ class Dispatcher:
             duration_s=now_s - account.opened_s,
             # An answer that was to be shown may still not have been: a mode override takes effect only where Envoy allows it.
             response_bytes=notice.body_bytes or None,
-            usage=self._usage(account, notice),
+            usage=counted,
             ttft_s=account.ttft_s,
         )
+
+    def _settle(self, account: Account, grant: Grant, notice: Finished, counted: Usage | None, now_s: float) -> None:
+        assert self._quota is not None
+        try:
+            self._quota.settle(grant, _spent(account, notice, counted), now_s)
+        except Exception as error:
+            self._faults("quota", error)
 
     def _usage(self, account: Account, notice: Finished) -> Usage | None:
         if not notice.tail:
@@ -377,6 +436,18 @@ class Dispatcher:
         except Exception as error:
             self._faults("usage", error)
             return None
+
+
+def _spent(account: Account, notice: Finished, counted: Usage | None) -> int | None:
+    """Tokens of prompt and answer as far as the end of the exchange tells, None where it does not."""
+    if account.status >= 400:
+        return 0
+    if counted is not None and counted.prompt_tokens is not None:
+        return counted.prompt_tokens + (counted.completion_tokens or 0)
+    if not account.request.stream or not notice.tail:
+        return None
+    # A stream says its usage only where the client asked for it. It has an event for each token, or nearly.
+    return account.request.prompt_tokens + event_count(notice.tail, notice.body_bytes)
 
 
 def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:

@@ -363,6 +363,9 @@ class Exposition:
         refusals = [((reason.value, str(OUTCOMES[reason].status)), n) for reason, n in metrics.refusals.items()]
         text = "Requests answered by the picker itself, by why; 499 is a client that left and was sent nothing."
         yield Values("counter", "epp_refusals_total", text, ("reason", "status"), refusals)
+        text = "Requests refused by a quota, by what ran out and whose use that limit counts."
+        quotas = list(metrics.quota_refusals.items())
+        yield Values("counter", "epp_quota_refusals_total", text, ("measure", "scope"), quotas)
         degradations = [((kind,), n) for kind, n in metrics.degradations.items()]
         text = "Answers by less than the configured policy, by what stood in."
         yield Values("counter", "epp_degraded_total", text, ("kind",), degradations)

@@ -138,6 +138,7 @@ class Metrics:
         self.rewrites: Counter[tuple[str, str, str]] = Counter()
         self.transport_limits: Counter[str] = Counter()
         self.refusals: Counter[Reason] = Counter()
+        self.quota_refusals: Counter[tuple[str, str]] = Counter()
         self._models: set[str] = set()
         self._targets: set[str] = set()
         self._fairness_ids: set[str] = set()
@@ -166,6 +167,10 @@ class Metrics:
         series.requests += 1
         series.errors[outcome.error_code] += 1
         self.refusals[outcome.reason] += 1
+
+    def quota_refused(self, measure: str, scope: str) -> None:
+        """A limit on `measure` (requests, tokens) that counts by `scope` was reached."""
+        self.quota_refusals[measure, scope] += 1
 
     def first_token(
         self, model: str, target: str, priority: int, fairness_id: str, ttft_s: float, streaming: bool

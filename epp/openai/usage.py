@@ -26,6 +26,17 @@ class Usage(Struct, frozen=True):
 
 
 _NOTHING = Usage()
+
+
+def event_count(tail: bytes, body_bytes: int) -> int:
+    """About how many server-sent events an answer of `body_bytes` has that ends with `tail`: as many a byte as `tail` has."""
+    if not tail:
+        return 0
+    # A line break within JSON is escaped, so text cannot pass for an event.
+    seen = tail.count(b"\ndata:") + tail.startswith(b"data:")
+    return round(seen * max(body_bytes, len(tail)) / len(tail))
+
+
 _OBJECT_START = re.compile(rb"\s*:\s*(?=\{)")
 _OBJECT_BYTES = 4_096
 """More than any usage object has."""

@@ -133,6 +133,7 @@ def some_traffic() -> Metrics:
     metrics.scrape_failed("timeout")
     metrics.scrape_failed("refused")
     metrics.degraded("no-signals")
+    metrics.quota_refused("tokens", "tenant")
     metrics.limited("chatter_burst")
     return metrics
 
@@ -335,6 +336,7 @@ def test_what_is_in_flight_by_endpoint() -> None:
 def test_faults_and_gauges() -> None:
     page = exposition()
     assert value(page, "epp_plugin_failures_total", plugin_name="my-scorer", kind="raised") == 1
+    assert value(page, "epp_quota_refusals_total", measure="tokens", scope="tenant") == 1
     assert value(page, "epp_refusals_total", reason="rejected-saturated", status="429") == 1
     assert value(page, "epp_scrape_failures_total", kind="timeout") == 1
     assert value(page, "llm_d_epp_datalayer_poll_errors_total", source_type="metrics-data-source") == 2

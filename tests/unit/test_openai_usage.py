@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.openai.api import Kind
-from epp.openai.usage import Usage, usage
+from epp.openai.usage import Usage, event_count, usage
 
 JSON, SSE = "application/json", "text/event-stream; charset=utf-8"
 
@@ -201,3 +201,14 @@ def test_text_of_an_answer_never_passes_for_usage(text: str, kind: Kind) -> None
 )
 def test_no_tail_raises(tail: bytes, kind: Kind) -> None:
     usage(tail, JSON, kind)
+
+
+@pytest.mark.parametrize("seen", [1, 40, 10_000])
+def test_events_of_a_stream_are_counted_by_its_end(seen: int) -> None:
+    body = events(*[chunk("\ndata: x")] * seen, done=False)
+    assert event_count(body[-16_384:], len(body)) == pytest.approx(seen, rel=0.01)
+
+
+def test_what_is_no_stream_has_no_events() -> None:
+    assert event_count(b"", 0) == 0
+    assert event_count(b'{"text": "data: x"}', 19) == 0
