@@ -44,12 +44,17 @@ class Server(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        while (end := self._received.find(b"\r\n\r\n")) >= 0:
-            head = bytes(self._received[:end]).lower()
-            size = end + 4 + _content_length(head)
-            if len(self._received) < size:
-                return
-            del self._received[:size]
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = bytes(self._received[:end]).lower()
+        # Envoy sends on one connection one request at a time, so what is here ends with it.
+        if b"transfer-encoding: chunked" in head:
+            whole = self._received.endswith(b"\r\n0\r\n\r\n")
+        else:
+            whole = len(self._received) >= end + 4 + _content_length(head)
+        if whole:
+            self._received.clear()
             self._answer(head.split(b" ", 2)[1])
 
     def _answer(self, path: bytes) -> None:
