@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
 import ssl
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -161,18 +162,28 @@ def expires(identity: Identity) -> datetime.datetime:
         raise TlsError(f"this is no certificate: {error}") from error
 
 
-def load(context: ssl.SSLContext, identity: Identity) -> None:
-    """Serve `identity` from the next handshake on; connections made go on. Raises TlsError, the old one then stays.
+@contextlib.contextmanager
+def _as_file(secret: bytes) -> Iterator[str]:
+    """A path that holds `secret` for the moment: OpenSSL's Python binding reads files only.
 
-    OpenSSL's Python binding reads files only: the key lies for the moment of the call in a private directory, in memory
-    where the system has /dev/shm.
+    In memory where the system can (Linux), so that nothing needs to be writable; else in a private directory.
     """
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("identity"), "wb") as file:
+            file.write(secret)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(secret)
+        file.flush()
+        yield file.name
+
+
+def load(context: ssl.SSLContext, identity: Identity) -> None:
+    """Serve `identity` from the next handshake on; connections made go on. Raises TlsError, the old one then stays."""
     probe = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=shared) as directory:
-        path = Path(directory) / "identity.pem"
-        path.touch(mode=0o600)
-        path.write_bytes(identity.key + b"\n" + identity.certificate)
+    with _as_file(identity.key + b"\n" + identity.certificate) as path:
         try:
             # A pair that does not match would leave `context` with half of it.
             probe.load_cert_chain(path)
