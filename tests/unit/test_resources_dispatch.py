@@ -26,6 +26,8 @@ plugins:
 - {type: max-score-picker}
 - {type: concurrency-detector, parameters: {maxConcurrency: 1}}
 saturationDetector: {pluginRef: concurrency-detector}
+schedulingProfiles:
+- {name: default, plugins: [{pluginRef: max-score-picker}]}
 """
 
 
@@ -193,6 +195,7 @@ class TestShedding:
         for _ in range(2):
             desk.route(batch)
         assert desk.refusal(batch).reason is Reason.SATURATED
+        desk.ask()
 
     def test_also_while_picks_are_random(self) -> None:
         desk = self.full()
