@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import secrets
 import signal
 import socket
 import sys
@@ -33,7 +34,8 @@ from epp.discovery.eds import EdsFile
 from epp.discovery.file import FileDiscovery
 from epp.discovery.source import DiscoveryError, DiscoverySource
 from epp.discovery.static import StaticDiscovery
-from epp.dispatcher import Dispatcher, Policy
+from epp.dispatcher import NOBODY, Dispatcher, Policy
+from epp.drops import OUTCOMES, Drop
 from epp.endpoint import CacheConfig, Endpoint, Endpoints, Report
 from epp.extproc.codec import Undecodable
 from epp.extproc.exchange import BODY_LIMIT_BYTES
@@ -48,12 +50,15 @@ from epp.observe import logs
 from epp.observe.auth import TokenError
 from epp.observe.exposition import Exposition, Gauge
 from epp.observe.http import ObservationServer
-from epp.observe.logs import DecisionLog, Every
+from epp.observe.logs import DecisionLog, Every, RefusalLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
 from epp.pressure import Pressure
+from epp.quota.quota import Quota
+from epp.quota.store import MemoryStore
+from epp.quota.tenants import Tenants
 from epp.request import BLOCK_BYTES
 from epp.resources.directory import Directory, ResourcesError
 from epp.resources.objects import Resource
@@ -81,6 +86,9 @@ STALLED_SCRAPES = 2
 """Scrapes in a row without an answer in time (2 s each) after which a server that shares its port with its metrics page is passed
 over, while others can be reached: it takes connections and answers nothing. Its next page brings it back."""
 
+QUOTAS_SHOWN = 1000
+"""Rows of /debug/quotas."""
+
 FLAG_ENGINE = EngineConfig(
     name="vllm",
     queued_requests_spec="vllm:num_requests_waiting",
@@ -102,6 +110,7 @@ class Incidents:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._every = Every(60.0)
+        self._refusals = RefusalLog()
 
     def degraded(self, kind: str, error: Exception) -> None:
         """A bug of ours made a pick worse than it should have been."""
@@ -117,10 +126,9 @@ class Incidents:
         if times := self._every("undecodable", time.monotonic()):
             log.warning("a peer sent what is no ProcessingRequest: %s (%d times)", error, times)
 
-    def oversized(self) -> None:
-        self._metrics.degraded("oversized")
-        if times := self._every("oversized", time.monotonic()):
-            log.warning("a request's body was over the limit and was refused with 413 (%d times)", times)
+    def refused(self, drop: Drop) -> None:
+        self._metrics.refused(*NOBODY, OUTCOMES[drop.reason])
+        self._refusals.note(drop, None, time.monotonic())
 
     def limited(self, limit: str) -> None:
         """A peer ran into a limit of the transport, or all arriving bodies together into theirs."""
@@ -196,6 +204,7 @@ class Picker:
         if settings.resources is not None:
             self._directory = Directory(settings.resources, settings.pool_namespace, self._resources_changed)
         self._watch = LoopWatch(self.pressure, time.monotonic, settings.hang_timeout_s)
+        self.quota = _quota(configuration, rng, self.metrics)
         faults = PluginFaults(logging.getLogger("epp.plugins").warning, self.metrics.plugin_failed)
         self.dispatcher = Dispatcher(
             endpoints=self.endpoints,
@@ -211,6 +220,7 @@ class Picker:
             decisions=DecisionLog(),
             pressure=self.pressure,
             resources=self.resources if self._directory is not None else None,
+            quota=self.quota,
         )
         self._reports = Reports(self.endpoints, self.ledger, self.index, self.metrics, auto_tune=prefix.auto_tune)
         self._scraper: Scraper[Mark] | None = None
@@ -247,7 +257,11 @@ class Picker:
         self._observation = ObservationServer(
             self._exposition().pieces,
             lambda: self.serving("") is True,
-            {"/debug/endpoints": self._endpoints_page, "/debug/resources": self._resources_page},
+            {
+                "/debug/endpoints": self._endpoints_page,
+                "/debug/resources": self._resources_page,
+                "/debug/quotas": self._quotas_page,
+            },
             admits=self._trust.tokens.admits if self._trust.tokens is not None else None,
         )
 
@@ -388,6 +402,11 @@ class Picker:
         ]
         return 200, "application/json", msgspec.json.encode(rows)
 
+    def _quotas_page(self) -> tuple[int, str, bytes]:
+        """What is left of each limit to the tenants seen last, by the hashes that stand for them in this process."""
+        rows = self.quota.remaining(QUOTAS_SHOWN, asyncio.get_running_loop().time()) if self.quota is not None else []
+        return 200, "application/json", msgspec.json.encode(rows)
+
 
 async def _bound(flag: str, host: str | None, port: int, listening: Awaitable[int]) -> int:
     """The port that `listening` got. Raises StartError."""
@@ -452,6 +471,20 @@ def _engines(settings: Settings, configured: ExtractorSettings) -> EngineChoice:
 def _limits(settings: Settings) -> Limits:
     told = {"max_message_bytes": settings.max_message_bytes, "max_connections": settings.max_connections}
     return Limits(**{name: value for name, value in told.items() if value is not None})
+
+
+def _quota(configuration: Configuration, rng: random.Random, metrics: Metrics) -> Quota | None:
+    settings = configuration.quota
+    if settings is None:
+        return None
+    return Quota(
+        settings.table(),
+        Tenants(settings.tenant, secrets.token_bytes(32)),
+        MemoryStore(settings.max_tenants),
+        answer_tokens=settings.estimated_answer_tokens,
+        rng=rng,
+        refused=metrics.quota_refused,
+    )
 
 
 def _policy(settings: Settings, configuration: Configuration) -> Policy:

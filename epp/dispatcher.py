@@ -43,6 +43,9 @@ REWRITE_HEADERS = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 CONTROL_HEADERS = OBJECTIVE_HEADERS + FAIRNESS_HEADERS + REWRITE_HEADERS
 """Meant for us: taken out of what the model server gets. The first spelling of each wins over its older alias."""
 
+NOBODY = ("", "", 0, "default-flow")
+"""The metric labels of a request that was not understood: model, target model, priority, fairness id."""
+
 _SUBSETS_REMEMBERED = 256
 _LEFT_OUT = {Step.NO_PREFIX: "no-prefix", Step.RANDOM: "random"}
 
@@ -461,7 +464,7 @@ def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:
 def _labels(request: Request | None) -> tuple[str, str, int, str]:
     """Metric labels: model, target model, priority, fairness id."""
     if request is None:
-        return "", "", 0, "default-flow"
+        return NOBODY
     return request.model, request.target_model, request.priority, request.fairness_id
 
 

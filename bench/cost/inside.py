@@ -21,6 +21,7 @@ from typing import cast
 from bench.cost import wire
 from epp.configuration import build, load_default
 from epp.dispatcher import Dispatcher, Policy
+from epp.drops import Drop
 from epp.endpoint import NO_ADAPTERS, Endpoint, Endpoints, Report
 from epp.extproc.codec import Undecodable
 from epp.extproc.events import BodyMode, Modes
@@ -68,8 +69,8 @@ class Refusing:
     def fault(self, error: Exception) -> None:
         raise error
 
-    def oversized(self) -> None:
-        raise AssertionError("a body was over the limit")
+    def refused(self, drop: Drop) -> None:
+        raise drop
 
 
 def _fail(kind: str, error: Exception) -> None:

@@ -43,8 +43,8 @@ class Incidents(Protocol):
         """The dispatcher raised what it should not: its request was refused, or one notice was lost."""
         ...
 
-    def oversized(self) -> None:
-        """A request was refused for the size of its body before it was whole."""
+    def refused(self, drop: Drop) -> None:
+        """A request was refused by other than the dispatcher: while its body was arriving, or because of a bug."""
         ...
 
 
@@ -83,6 +83,7 @@ class _Call(Generic[Handle]):
         "_added",
         "_clock",
         "_dispatcher",
+        "_dispatchers_drop",
         "_ended",
         "_exchange",
         "_handle",
@@ -103,6 +104,7 @@ class _Call(Generic[Handle]):
     ) -> None:
         self._stream = stream
         self._dispatcher = dispatcher
+        self._dispatchers_drop: Drop | None = None
         self._clock = clock
         self._exchange = exchange
         self._incidents = incidents
@@ -155,8 +157,8 @@ class _Call(Generic[Handle]):
         if type(reply) is ResponseHeadersReply and self._added:
             reply = msgspec.structs.replace(reply, set_headers=self._added)
         self._stream.send(encode(reply))
-        if type(reply) is Immediate and reply.drop.reason is Reason.BODY_TOO_LARGE:
-            self._incidents.oversized()
+        if type(reply) is Immediate and reply.drop is not self._dispatchers_drop:
+            self._incidents.refused(reply.drop)
 
     def _answer(self, arrival: Arrival) -> None:
         decision = self._decide(arrival)
@@ -169,6 +171,7 @@ class _Call(Generic[Handle]):
         try:
             steer, handle = self._dispatcher.route(arrival, self._opened_s, self._clock())
         except Drop as drop:
+            self._dispatchers_drop = drop
             return drop
         except Exception as error:
             self._incidents.fault(error)

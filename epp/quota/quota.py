@@ -106,14 +106,15 @@ class Quota:
         """`x-ratelimit-*` as OpenAI's API has them, of the bucket that is nearest to empty."""
         return dict(self._rate_headers(grant.tenant, grant.rules, now_s))
 
-    def remaining(self, limit: int) -> list[Remaining]:
+    def remaining(self, limit: int, now_s: float) -> list[Remaining]:
         """Up to `limit` buckets, of the tenants seen last."""
         rules = {rule.bucket.number: rule for rule in self._limits.rules}
         rows: list[Remaining] = []
-        for tenant, number, level in self._store.remaining():
+        for tenant, number in self._store.known():
             if len(rows) >= limit:
                 break
             rule = rules[number]
+            level = self._store.level(tenant, rule.bucket, now_s)
             rows.append(
                 Remaining(
                     tenant.hex(), rule.measure.value, rule.scope.value, rule.model, rule.per_minute, round(level, 1)

@@ -38,8 +38,8 @@ class Store(Protocol):
         """
         ...
 
-    def remaining(self) -> Iterator[tuple[bytes, int, float]]:
-        """Tenant, bucket number, and level when it was last touched: what is known here, lately used tenants first."""
+    def known(self) -> Iterator[tuple[bytes, int]]:
+        """Tenant and bucket number of what is known here, lately used tenants first."""
         ...
 
 
@@ -72,12 +72,12 @@ class MemoryStore:
         held[0] = min(bucket.capacity, max(level - amount, min(level, -owing)))
         held[1] = max(held[1], now_s)
 
-    def remaining(self) -> Iterator[tuple[bytes, int, float]]:
-        for number, held in self._everybody.items():
-            yield EVERYBODY, number, held[0]
+    def known(self) -> Iterator[tuple[bytes, int]]:
+        for number in self._everybody:
+            yield EVERYBODY, number
         for tenant, buckets in reversed(self._tenants.items()):
-            for number, held in buckets.items():
-                yield tenant, number, held[0]
+            for number in buckets:
+                yield tenant, number
 
     def _buckets_of(self, tenant: bytes) -> dict[int, list[float]]:
         buckets = self._tenants.get(tenant)

@@ -23,6 +23,7 @@ from epp.app import (
 )
 from epp.configuration import ConfigurationError, load
 from epp.discovery.source import DiscoveryError
+from epp.drops import Drop, Reason
 from epp.endpoint import CacheConfig, Endpoint, Endpoints, Report
 from epp.extproc.codec import Undecodable
 from epp.ledger import Ledger
@@ -268,16 +269,18 @@ class TestConfigurationFile:
 
 class TestIncidents:
     def test_each_kind_is_counted_and_said_once_a_minute(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
         metrics = Metrics()
         incidents = Incidents(metrics)
         for _ in range(3):
             incidents.degraded("pick", ValueError("x"))
             incidents.fault(ValueError("x"))
             incidents.undecodable(Undecodable("x"))
-            incidents.oversized()
+            incidents.refused(Drop(Reason.BODY_TOO_LARGE, "no"))
             incidents.limited("chatter_burst")
         assert metrics.transport_limits == {"chatter_burst": 3}
-        assert metrics.degradations == {"pick": 3, "dispatcher": 3, "undecodable": 3, "oversized": 3}
+        assert metrics.degradations == {"pick": 3, "dispatcher": 3, "undecodable": 3}
+        assert metrics.refusals == {Reason.BODY_TOO_LARGE: 3}
         assert len(caplog.records) == 5
 
 
@@ -331,4 +334,4 @@ class TestOneCall:
         immediate = wire.sent[-1].immediate_response
         assert immediate.status.code == 413
         assert b"exceeds 1000 bytes" in immediate.body
-        assert whole.metrics.degradations == {"oversized": 1}
+        assert whole.metrics.refusals == {Reason.BODY_TOO_LARGE: 1}

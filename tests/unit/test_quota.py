@@ -313,7 +313,7 @@ class TestTenants:
             desk.quota.admit(request(headers=held), 0.0)
         with pytest.raises(Drop) as caught:
             desk.quota.admit(request(headers=held), 0.0)
-        seen = repr([caught.value.message, caught.value.headers(), desk.quota.remaining(10), desk.store.__dict__])
+        seen = repr([caught.value.message, caught.value.headers(), desk.quota.remaining(10, 0.0), desk.store.__dict__])
         assert key not in seen and digest not in seen
 
     def test_who_names_nobody_counts_together(self) -> None:
@@ -424,10 +424,11 @@ class TestStore:
         desk = Desk(requests(5), requests(50, shared=True))
         for tenant in ("a", "b", "c"):
             desk.admit(tenant=tenant)
-        rows = desk.quota.remaining(3)
+        rows = desk.quota.remaining(3, 0.0)
         assert [(row.scope, row.remaining) for row in rows] == [("all", 47.0), ("tenant", 4.0), ("tenant", 4.0)]
         assert rows[1].tenant == desk.tenants.id("c").hex()
         assert rows[0].tenant == ""
+        assert [row.remaining for row in desk.quota.remaining(9, 3600.0)] == [50.0, 5.0, 5.0, 5.0]
 
 
 class Accounts(RuleBasedStateMachine):

@@ -83,7 +83,7 @@ class Book:
     def __init__(self) -> None:
         self.undecodables: list[Undecodable] = []
         self.faults: list[Exception] = []
-        self.oversizes = 0
+        self.refusals: list[Drop] = []
 
     def undecodable(self, error: Undecodable) -> None:
         self.undecodables.append(error)
@@ -91,8 +91,8 @@ class Book:
     def fault(self, error: Exception) -> None:
         self.faults.append(error)
 
-    def oversized(self) -> None:
-        self.oversizes += 1
+    def refused(self, drop: Drop) -> None:
+        self.refusals.append(drop)
 
 
 class Scene:
@@ -166,6 +166,7 @@ def test_a_refusal_is_an_answer_and_nothing_is_told_after_it() -> None:
     assert scene.wire.sent[0].immediate_response.status.code == 429
     assert scene.desk.told == []
     assert scene.book.faults == []
+    assert scene.book.refusals == []
     assert scene.wire.closed == [(0, "")]
 
 
@@ -175,6 +176,7 @@ def test_a_bug_in_the_decision_is_an_answer() -> None:
     assert immediate.status.code == 500
     assert json.loads(immediate.body)["error"]["code"] == "internal"
     assert [type(fault) for fault in scene.book.faults] == [ZeroDivisionError]
+    assert [drop.reason for drop in scene.book.refusals] == [Reason.INTERNAL]
     scene.hear(answer_headers(), answer_body(b"x", True))
     scene.session.closed(True)
     assert scene.desk.names() == ["route"]
@@ -219,7 +221,7 @@ def test_a_proxy_that_half_closes_after_the_body_sees_the_stream_end() -> None:
 def test_a_body_too_large_is_refused_and_counted() -> None:
     scene = Scene(Desk(), limit=10).hear(headers(), body(b"x" * 11, False), body(b"x", True))
     assert scene.wire.sent[0].immediate_response.status.code == 413
-    assert scene.book.oversizes == 1
+    assert [drop.reason for drop in scene.book.refusals] == [Reason.BODY_TOO_LARGE]
     assert scene.desk.told == []
 
 
