@@ -12,19 +12,29 @@ FUZZ_TARGETS ?= http2 header_block message exchange request answer_body page met
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/.ready: requirements/dev.txt pyproject.toml
+# What the demo needs is a third of what the tests need: a stranger waits for no linters.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; set PYTHON=python3.x"; exit 1; }
-	@echo "setting up $(VENV) (once, about a minute)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: requirements/demo.txt | $(BIN)/python
+	@echo "setting up $(VENV) (once, about half a minute)"
+	@$(INSTALL) -r requirements/demo.txt
+	@$(INSTALL) --no-deps --editable .
+	@touch $@
+
+$(VENV)/.ready: requirements/dev.txt $(VENV)/.demo
+	@echo "adding what the tests need to $(VENV) (once, about half a minute)"
+	@$(INSTALL) -r requirements/dev.txt
 	@touch $@
 
 .PHONY: setup
 setup: $(VENV)/.ready  ## create the virtual environment
 
 .PHONY: demo
-demo: $(VENV)/.ready  ## Envoy, picker, four model servers, live traffic, a table (SERVERS=host:port,... for real ones)
+demo: $(VENV)/.demo  ## Envoy, picker, four model servers, live traffic, a table (SERVERS=host:port,... for real ones)
 	@$(BIN)/python -m bench.demo $(if $(SERVERS),--servers $(SERVERS))
 
 .PHONY: lint
@@ -71,6 +81,7 @@ lock:  ## resolve requirements/*.txt anew from pyproject.toml
 	@$(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv
 	@.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate pyproject.toml -o requirements/run.txt
 	@.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --extra test -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+	@.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --extra demo -c requirements/dev.txt pyproject.toml -o requirements/demo.txt
 	@.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --extra fuzz -c requirements/run.txt pyproject.toml -o requirements/fuzz.txt
 
 .PHONY: clean
