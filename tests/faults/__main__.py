@@ -33,10 +33,17 @@ async def run(names: str, settings: str) -> dict[Setting, list[Row]]:
     return dict(zip(chosen, rows, strict=True))
 
 
-def bare(text: str) -> list[str]:
-    """The rows of tables in `text` without what differs from machine to machine: the seconds."""
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    return [re.sub(r", \d+ s late", "", "|".join(row.split("|")[1:6])) for row in rows]
+def bare(text: str) -> dict[tuple[str, str], str]:
+    """What clients saw, by heading and fault, without what differs from machine to machine: the seconds."""
+    varying = {fault.name for fault in FAULTS if fault.varies}
+    heading, seen = "", {}
+    for line in text.splitlines():
+        if line.startswith("### "):
+            heading = line.removeprefix("### ")
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) > 6 and cells[1] not in varying:
+            seen[heading, cells[1]] = re.sub(r", \d+ s late", "", " | ".join(cells[2:6]))
+    return seen
 
 
 def main() -> int:
@@ -53,9 +60,9 @@ def main() -> int:
         DOCUMENT.write_text(MARKED.sub(lambda match: f"{match[1]}{tables}{match[2]}", text))
         return 0
     known = bare(text)
-    new = [row for row in bare(tables) if row not in known]
-    for row in new:
-        print(f"not so in {DOCUMENT.name}: {row}")
+    new = {place: saw for place, saw in bare(tables).items() if known.get(place) != saw}
+    for (heading, fault), saw in new.items():
+        print(f"{DOCUMENT.name} says otherwise of {fault} ({heading}): {known.get((heading, fault))}, not {saw}")
     return 1 if new else 0
 
 

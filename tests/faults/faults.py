@@ -50,12 +50,14 @@ Step = Callable[[Bench], Awaitable[None]]
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """`heavy`: the requests that arrive during it have prompts of several megabytes."""
+    """`heavy`: the requests that arrive during it have prompts of several megabytes. `varies`: what they see is not the same
+    twice, and not held against the document."""
 
     name: str
     bring: Step
     end: Step
     heavy: bool = False
+    varies: bool = False
 
 
 async def nothing(bench: Bench) -> None:
@@ -174,7 +176,7 @@ FAULTS = (
     Fault("picker stopped (SIGSTOP)", stop, go_on),
     Fault(f"picker slow ({SLOW_S:g} s a pick)", slow_down, speed_up),
     Fault("picker restarted (SIGTERM)", restart, restarted),
-    Fault("picker out of memory", starve, feed, heavy=True),
+    Fault("picker out of memory", starve, feed, heavy=True, varies=True),
     Fault("picker's certificate expired", expire, renew),
     Fault("all endpoints down", all_down, all_up),
     Fault("one endpoint refuses", refuse, listen),

@@ -21,7 +21,7 @@ from tests.integration.test_body_modes import wait_for
 from tests.integration.test_faults import failing
 from tests.integration.test_tls import over_tls
 
-PATIENCE_S = 12.0
+PATIENCE_S = 14.0
 """How long a client waits: more than full duplex Envoy waits for a picker (10 s)."""
 FAST_S = 0.5
 LOOK_S = 10.0
@@ -89,7 +89,7 @@ def word(outcome: Outcome, since_s: float) -> str:
     late = f", {since_s:.0f} s late" if since_s >= 1.0 else ""
     if outcome.ok:
         return f"whole{late}"
-    if since_s >= PATIENCE_S - 2.0:
+    if not outcome.whole and since_s >= PATIENCE_S - 2.0:
         return "waits"
     if outcome.status == 200:
         return "cut off"
@@ -151,7 +151,9 @@ async def run_fault(bench: Bench, fault: Fault, prompt: str) -> Row:
     await half_answered.begun.wait()
     await half_sent.sent.wait()
     await asyncio.to_thread(wait_for, lambda: bench.scene.metric("llm_d_epp_request_running") == 2)
-    await asyncio.sleep(0.2)
+    # Just after a scrape, so that what the picker learns from the next comes after what the clients do.
+    seen = bench.victim.scrapes
+    await asyncio.to_thread(wait_for, lambda: bench.victim.scrapes > seen)
 
     await fault.bring(bench)
     began_s = time.monotonic()

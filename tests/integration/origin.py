@@ -54,6 +54,7 @@ class Origin:
         """Set when a peer went away before its answer was written."""
         self.reports = True
         """False: its metrics page fails."""
+        self.scrapes = 0
         self._busy: set[asyncio.StreamWriter] = set()
         self._gate = asyncio.Event()
         self._loop = asyncio.new_event_loop()
@@ -109,6 +110,7 @@ class Origin:
         try:
             while (request := await _read_request(reader)) is not None:
                 if request.path == "/metrics":
+                    self.scrapes += 1
                     await _send(writer, 200 if self.reports else 500, "text/plain", METRICS)
                 elif request.path == "/health":
                     await _send(writer, 200, "text/plain", b"")
