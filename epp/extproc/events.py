@@ -9,7 +9,7 @@ codec ──Event──► Exchange ──Reply──► codec
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, Protocol, TypeVar, final
 
 import msgspec
@@ -252,14 +252,30 @@ Reply = (
 Handle = TypeVar("Handle")
 
 
+Routed = tuple[Steer, Handle] | Drop
+"""What became of a request that had to wait."""
+
+
+class Waiting(Protocol[Handle]):
+    """A request that waits for its turn. Its answer is given to `resume`, which the caller of `route` sets before anything else
+    can happen, exactly once, unless `cancel` was called before. It never comes while `route` or `cancel` runs.
+    """
+
+    resume: Callable[[Routed[Handle]], None]
+
+    def cancel(self, now_s: float) -> None:
+        """Nobody waits for the answer any more. Harmless when repeated, and after the answer."""
+        ...
+
+
 class Dispatcher(Protocol, Generic[Handle]):
     """Decides, and keeps account. `Handle` is its own record of the request, handed back with every later notice.
 
     No method raises anything but `Drop` from `route`. Times are seconds of the loop's monotonic clock.
     """
 
-    def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Handle]:
-        """Pick, and take the ledger entry in the same step. `opened_s` is when the request's headers came.
+    def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Handle] | Waiting[Handle]:
+        """Pick, and take the ledger entry in the same step, or let the request wait. `opened_s` is when its headers came.
 
         Raises Drop when the request is refused; there is no handle then and no later notice.
         """
@@ -303,8 +319,10 @@ __all__ = [
     "ResponseHeadersReply",
     "ResponseTrailers",
     "ResponseTrailersReply",
+    "Routed",
     "Started",
     "Steer",
     "StreamedRequestBody",
     "StreamedResponseBody",
+    "Waiting",
 ]

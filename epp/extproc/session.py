@@ -22,9 +22,11 @@ from epp.extproc.events import (
     Notice,
     Reply,
     ResponseHeadersReply,
+    Routed,
     Started,
     Steer,
     StreamedResponseBody,
+    Waiting,
 )
 from epp.extproc.exchange import BODY_LIMIT_BYTES, Exchange
 from epp.extproc.room import Room
@@ -91,6 +93,7 @@ class _Call(Generic[Handle]):
         "_opened_s",
         "_reply",
         "_stream",
+        "_waiting",
     )
 
     def __init__(
@@ -111,6 +114,7 @@ class _Call(Generic[Handle]):
         self._reply = reply
         self._opened_s = clock()
         self._handle: tuple[Handle] | None = None
+        self._waiting: Waiting[Handle] | None = None
         self._added: tuple[tuple[str, str], ...] = ()
         self._ended = False
 
@@ -127,6 +131,8 @@ class _Call(Generic[Handle]):
             self._perform(self._exchange.receive(event))
 
     def closed(self, clean: bool) -> None:
+        if self._waiting is not None and not clean:
+            self._give_up(self._waiting)
         if not self._ended:
             self._perform(self._exchange.receive(Closed(clean)))
 
@@ -135,6 +141,8 @@ class _Call(Generic[Handle]):
         self.closed(False)
 
     def _abort(self, status: int, message: str) -> None:
+        if self._waiting is not None:
+            self._give_up(self._waiting)
         self._perform(self._exchange.receive(Closed(False)))
         self._ended = True
         self._stream.close(status, message)
@@ -162,22 +170,50 @@ class _Call(Generic[Handle]):
 
     def _answer(self, arrival: Arrival) -> None:
         decision = self._decide(arrival)
+        if decision is not None:
+            self._decided(decision)
+
+    def _decided(self, decision: Steer | Drop) -> None:
         timer = self._reply.timer
         began = timer()
         self._perform(self._exchange.receive(decision))
         self._reply.took(timer() - began)
 
-    def _decide(self, arrival: Arrival) -> Steer | Drop:
+    def _decide(self, arrival: Arrival) -> Steer | Drop | None:
+        """None where the request waits."""
         try:
-            steer, handle = self._dispatcher.route(arrival, self._opened_s, self._clock())
+            routed = self._dispatcher.route(arrival, self._opened_s, self._clock())
         except Drop as drop:
             self._dispatchers_drop = drop
             return drop
         except Exception as error:
             self._incidents.fault(error)
             return Drop(Reason.INTERNAL, "The endpoint picker failed on this request. It has been reported; try again.")
+        if isinstance(routed, tuple):
+            steer, handle = routed
+            self._handle = (handle,)
+            return steer
+        self._waiting = routed
+        routed.resume = self._resumed
+        return None
+
+    def _resumed(self, routed: Routed[Handle]) -> None:
+        """The wait is over. Where the request is gone by now, the exchange says so at once."""
+        self._waiting = None
+        if isinstance(routed, Drop):
+            self._dispatchers_drop = routed
+            self._decided(routed)
+            return
+        steer, handle = routed
         self._handle = (handle,)
-        return steer
+        self._decided(steer)
+
+    def _give_up(self, waiting: Waiting[Handle]) -> None:
+        self._waiting = None
+        try:
+            waiting.cancel(self._clock())
+        except Exception as error:
+            self._incidents.fault(error)
 
     def _tell(self, notice: Started | FirstBody | Finished) -> None:
         """Pass a notice on. What a dispatcher raises here is reported, and the answer goes on without it."""
