@@ -17,7 +17,7 @@ RATE_MEMORY_S = 10.0
 class Bounds(msgspec.Struct, frozen=True):
     """Whole seconds that a `Retry-After` may say.
 
-    OpenAI's own clients take 60 at most: they pass over a longer one and try again within 8 s.
+    OpenAI's own clients up to version 2 pass over what is longer than 60 and come back within 8; later ones give up past 120.
     """
 
     least_s: int = 1

@@ -16,7 +16,7 @@ from epp.request import Request
 from epp.retry import Bounds, spread
 
 RETRY_BOUNDS = Bounds(1, 3600)
-"""A quota's wait is known, so it is told as it is; OpenAI's clients pass over what is longer than a minute."""
+"""A quota's wait is known, so it is told as it is, though OpenAI's clients then give up rather than wait: `Bounds`."""
 
 _ROUNDING = 1e-6
 """Of a bucket: who comes back when told must not be refused for the last bit of a float."""
