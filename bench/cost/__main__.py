@@ -134,11 +134,20 @@ def run(rows: Sequence[Row], seconds: float, repeat: int, console: Console) -> l
             progress.update(task, description=row.title)
             source = next((one for one in ROWS if one.name == row.of), row)
             derived = [other for other in rows if other.of == source.name]
-            for result in bench.measure(source, derived):
+            for result in _measured(bench, source, derived, console):
                 earlier = best.get(result.row)
                 if result.row in asked and (earlier is None or result.value < earlier.value):
                     best[result.row] = result
     return [best[row.name] for row in rows if row.name in best]
+
+
+def _measured(bench: Bench, row: Row, derived: Sequence[Row], console: Console) -> Sequence[Result]:
+    """The row's results; none where its scene failed, which is said and does not end the run."""
+    try:
+        return list(bench.measure(row, derived))
+    except (StartError, subprocess.CalledProcessError) as error:
+        console.print(f"[red]row {row.name}: {error}[/]")
+        return []
 
 
 def _load_generator() -> bool:
