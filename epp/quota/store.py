@@ -69,7 +69,7 @@ class MemoryStore:
         if held is None:
             held = buckets[bucket.number] = [bucket.capacity, now_s]
         level = _refilled(held, bucket, now_s)
-        held[0] = min(bucket.capacity, max(level - amount, min(level, -owing)))
+        held[0] = max(level - amount, min(level, -owing))
         held[1] = max(held[1], now_s)
 
     def known(self) -> Iterator[tuple[bytes, int]]:

@@ -104,7 +104,8 @@ class TestRequests:
     def test_a_bucket_holds_one_request_at_least(self) -> None:
         desk = Desk(requests(1, burst_seconds=1.0))
         desk.admit()
-        desk.refusal(59.0)
+        refusal = desk.refusal(59.0)
+        assert ("x-ratelimit-limit-requests", "1") in refusal.headers()
         desk.admit(60.0)
 
     def test_a_refusal_costs_nothing(self) -> None:
@@ -362,6 +363,11 @@ class TestWhatTheClientIsTold:
         desk = Desk(requests(60, tokens_per_minute=60, burst_seconds=10.0))
         desk.admit(prompt_tokens=300)
         assert desk.refusal(prompt_tokens=1).retry_after_s in range(291, 366)
+        desk = Desk(requests(1), requests(60, shared=True, burst_seconds=1.0), tokens(60, shared=True, model="m"))
+        desk.admit(prompt_tokens=70)
+        drop = desk.refusal(prompt_tokens=1)
+        assert drop.retry_after_s in range(60, 77)
+        assert desk.refusals == {("requests", "tenant"): 1}
 
     def test_an_answer_is_told_the_bucket_nearest_to_empty(self) -> None:
         desk = Desk(requests(100), requests(5, model="m"))

@@ -159,6 +159,38 @@ def test_a_quota_that_fails_lets_pass() -> None:
     assert desk.running() == 1
 
 
+FULL = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- {type: max-score-picker}
+- {type: concurrency-detector, parameters: {maxConcurrency: 50}}
+"""
+
+
+def test_a_full_pool_says_when_there_is_room_by_what_got_through() -> None:
+    desk = Desk(1, config=FULL)
+    told: list[int] = []
+    for number in range(80):
+        try:
+            desk.route(chat(f"{number}"), NOW_S + number)
+        except Drop as drop:
+            assert drop.reason is Reason.SATURATED
+            told.append(int(dict(drop.headers())["retry-after"]))
+    # One a second got through until the pool was full and nothing any more: the rate fades, those refused queue up.
+    assert told[0] <= 4
+    assert len(told) == 30 and min(told[20:]) > 40
+
+
+def test_a_refusal_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    desk = LimitedDesk(Limit(requests_per_minute=1))
+    desk.route(short())
+    with caplog.at_level("INFO", "epp.refusal"):
+        desk.refusal(short())
+    (record,) = caplog.records
+    assert vars(record)["reason"] == "rejected-over-quota"
+
+
 def test_a_refusal_says_when_to_return() -> None:
     desk = Desk(0)
     for later_s, least, most in ((0.0, 1, 3), (20.0, 20, 27)):
