@@ -363,7 +363,7 @@ class TestWhatTheClientIsTold:
         desk = Desk(requests(60, tokens_per_minute=60, burst_seconds=10.0))
         desk.admit(prompt_tokens=300)
         assert desk.refusal(prompt_tokens=1).retry_after_s in range(291, 366)
-        desk = Desk(requests(1), requests(60, shared=True, burst_seconds=1.0), tokens(60, shared=True, model="m"))
+        desk = Desk(requests(60, shared=True, burst_seconds=1.0), requests(1), tokens(60, shared=True, model="m"))
         desk.admit(prompt_tokens=70)
         drop = desk.refusal(prompt_tokens=1)
         assert drop.retry_after_s in range(60, 77)
