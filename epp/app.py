@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -34,7 +34,7 @@ from epp.discovery.eds import EdsFile
 from epp.discovery.file import FileDiscovery
 from epp.discovery.source import DiscoveryError, DiscoverySource
 from epp.discovery.static import StaticDiscovery
-from epp.dispatcher import NOBODY, Dispatcher, Policy
+from epp.dispatcher import NOBODY, Dispatcher, Place, Policy, Queue
 from epp.drops import OUTCOMES, Drop
 from epp.endpoint import CacheConfig, Endpoint, Endpoints, Report
 from epp.extproc.codec import Undecodable
@@ -45,13 +45,16 @@ from epp.extproc.room import DEFAULT_BYTES, Room
 from epp.extproc.server import Http2Server
 from epp.extproc.session import Stopwatch, open_session
 from epp.extproc.tls import TlsError
+from epp.flow.control import FlowControl
 from epp.ledger import Ledger, Mark
 from epp.observe import logs
 from epp.observe.auth import TokenError
 from epp.observe.exposition import Exposition, Gauge
+from epp.observe.flow import FlowRecord
 from epp.observe.http import ObservationServer
 from epp.observe.logs import DecisionLog, Every, RefusalLog
 from epp.observe.metrics import Metrics
+from epp.observe.text import Family
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
@@ -68,6 +71,7 @@ from epp.signals.answers import Failure
 from epp.signals.engines import EngineChoice, EngineConfig
 from epp.signals.scraper import Scraper
 from epp.signals.source import MetricsSource
+from epp.ticker import Ticker
 from epp.trust import LOOK_INTERVAL_S, Trust
 from epp.watch import LoopWatch
 
@@ -81,6 +85,9 @@ NOTICE_S = 5.0
 """After SIGTERM health says NOT_SERVING and calls are still taken for this long: Envoy's two missed checks, 2 s apart."""
 
 BLOCK_TOKENS = BLOCK_BYTES // 4
+
+LAST_WORD_S = 1.0
+"""Before the end of the grace period, those who still wait for their turn are refused: their clients can go elsewhere."""
 
 STALLED_SCRAPES = 2
 """Scrapes in a row without an answer in time (2 s each) after which a server that shares its port with its metrics page is passed
@@ -141,8 +148,16 @@ class Reports:
     """Where scrapes go: the columns, the ledger, the prefix index. A `Sink`."""
 
     def __init__(
-        self, endpoints: Endpoints, ledger: Ledger, index: PrefixIndex, metrics: Metrics, *, auto_tune: bool
+        self,
+        endpoints: Endpoints,
+        ledger: Ledger,
+        index: PrefixIndex,
+        metrics: Metrics,
+        *,
+        auto_tune: bool,
+        load_fell: Callable[[], None] = lambda: None,
     ) -> None:
+        self._load_fell = load_fell
         self._endpoints = endpoints
         self._ledger = ledger
         self._index = index
@@ -160,6 +175,7 @@ class Reports:
         self._late.pop(slot, None)
         if self._ledger.reported(slot, mark, report, now_s):
             self._index.empty(slot)
+        self._load_fell()
         if self._auto_tune and report.cache is not None and report.cache != self._caches.get(slot):
             self._caches[slot] = report.cache
             self._index.resize(slot, max(1, report.cache.tokens // BLOCK_TOKENS))
@@ -204,8 +220,11 @@ class Picker:
         if settings.resources is not None:
             self._directory = Directory(settings.resources, settings.pool_namespace, self._resources_changed)
         self._watch = LoopWatch(self.pressure, time.monotonic, settings.hang_timeout_s)
+        self._queues = configuration.flow is not None
         self.quota = _quota(configuration, rng, self.metrics)
         faults = PluginFaults(logging.getLogger("epp.plugins").warning, self.metrics.plugin_failed)
+        self._ticker = Ticker(self._pump)
+        self._flow_record = FlowRecord(self.metrics, settings.pool_name, configuration.detector)
         self.dispatcher = Dispatcher(
             endpoints=self.endpoints,
             pipeline=build(configuration, rng, faults),
@@ -221,8 +240,16 @@ class Picker:
             pressure=self.pressure,
             resources=self.resources if self._directory is not None else None,
             quota=self.quota,
+            queue=self._queue(configuration),
         )
-        self._reports = Reports(self.endpoints, self.ledger, self.index, self.metrics, auto_tune=prefix.auto_tune)
+        self._reports = Reports(
+            self.endpoints,
+            self.ledger,
+            self.index,
+            self.metrics,
+            auto_tune=prefix.auto_tune,
+            load_fell=self.dispatcher.load_fell,
+        )
         self._scraper: Scraper[Mark] | None = None
         if configuration.metrics is not None:
             source, engines = _what_to_scrape(settings, configuration.metrics, configuration.extractor)
@@ -303,7 +330,10 @@ class Picker:
         self._health.changed()
         log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
         await asyncio.sleep(notice_s)
+        # Who waits may still get a turn, and is told in time that it did not.
+        asyncio.get_running_loop().call_later(max(0.0, grace_s - LAST_WORD_S), self._refuse_waiting)
         await self._server.stop(grace_s)
+        self._ticker.close()
         self._watch.stop()
         if self._trust_timer is not None:
             self._trust_timer.cancel()
@@ -337,6 +367,23 @@ class Picker:
             "(dataLayer.discovery in --config-file)"
         )
 
+    def _queue(self, configuration: Configuration) -> Queue | None:
+        if configuration.flow is None:
+            return None
+        control: FlowControl[Place] = FlowControl(
+            configuration.flow, asyncio.get_running_loop().time(), pool_empty=not len(self.endpoints)
+        )
+        return Queue(control, self._flow_record, self._ticker.wake)
+
+    def _pump(self, now_s: float) -> bool:
+        return self.dispatcher.pump(now_s)
+
+    def _refuse_waiting(self) -> None:
+        self.dispatcher.drain(asyncio.get_running_loop().time())
+
+    def _flow_families(self) -> Iterable[Family]:
+        return self._flow_record.families(lambda: self.dispatcher.look(asyncio.get_running_loop().time()))
+
     def _membership(self, wanted: Sequence[Endpoint]) -> None:
         change = self.endpoints.replace(wanted)
         for slot, _ in change.removed:
@@ -345,6 +392,7 @@ class Picker:
             self._scraper.follow(change)
         if self._eds is not None:
             self._eds.publish(self.endpoints.members)
+        self.dispatcher.pool_changed(asyncio.get_running_loop().time())
         log.info("endpoints: %d (%d added, %d removed)", len(self.endpoints), len(change.added), len(change.removed))
 
     def _resources_changed(self, objects: Sequence[Resource]) -> None:
@@ -368,6 +416,7 @@ class Picker:
             asyncio.get_running_loop().time,
             stale_after_s=self.endpoints.stale_after_s,
             prefix_index_size=lambda: float(len(self.index)),
+            more=(self._flow_families,) if self._queues else (),
             gauges=(
                 *self._trust.gauges(),
                 Gauge("epp_loop_lag_seconds", "How late the event loop is, smoothed.", lambda: self.pressure.lag_s),

@@ -11,6 +11,7 @@ import random
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from math import inf
 
 import msgspec
 import numpy as np
@@ -18,8 +19,11 @@ from numpy.typing import NDArray
 
 from epp.drops import OUTCOMES, Drop, Reason
 from epp.endpoint import Endpoint, Endpoints, IntArray
-from epp.extproc.events import Arrival, Cause, Finished, Started, Steer
+from epp.extproc.events import Arrival, Cause, Finished, Routed, Started, Steer
+from epp.flow.control import FlowControl
+from epp.flow.ticket import REASONS, Ending, Settled, Ticket
 from epp.ledger import Entry, Ledger
+from epp.observe.flow import FlowRecord, Now
 from epp.observe.logs import DecisionLog, RefusalLog
 from epp.observe.metrics import Metrics
 from epp.openai.api import Kind
@@ -38,6 +42,12 @@ from epp.retry import Returns
 
 OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 FAIRNESS_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+MAX_WAIT_HEADER = "x-llm-d-max-queue-wait-ms"
+"""The longest wait for its turn that a client accepts, in milliseconds. What is no number says nothing."""
+
+SLO_HEADER = "x-llm-d-slo-ttft-ms"
+"""The time to first token that a client wants, in milliseconds from its arrival."""
+
 REWRITE_HEADERS = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 
 CONTROL_HEADERS = OBJECTIVE_HEADERS + FAIRNESS_HEADERS + REWRITE_HEADERS
@@ -92,13 +102,71 @@ class Account:
         self.ttft_s: float | None = None
 
 
+class Place:
+    """A request that waits for its turn: a `Waiting` of `epp.extproc.events`."""
+
+    __slots__ = ("_leave", "arrival", "grant", "opened_s", "parsed", "request", "resume", "ticket")
+
+    def __init__(
+        self,
+        arrival: Arrival,
+        parsed: Parsed,
+        request: Request,
+        grant: Grant | None,
+        opened_s: float,
+        leave: Callable[[Place, float], None],
+    ) -> None:
+        self.arrival = arrival
+        self.parsed = parsed
+        self.request = request
+        self.grant = grant
+        self.opened_s = opened_s
+        self.resume: Callable[[Routed[Account]], None]
+        self.ticket: Ticket[Place]
+        self._leave = leave
+
+    def cancel(self, now_s: float) -> None:
+        # Its wait may have ended in the very step that is being told to somebody else now.
+        self.resume = _unheard
+        self._leave(self, now_s)
+
+
+def _unheard(routed: Routed[Account]) -> None:
+    pass
+
+
+class Queue(msgspec.Struct, frozen=True, eq=False):
+    """Flow control, and who hears of it. `wake` asks for a `Dispatcher.pump` soon; it may be called at any time."""
+
+    control: FlowControl[Place]
+    record: FlowRecord
+    wake: Callable[[], None]
+
+
+_TURNS_AT_ONCE = 64
+"""Requests let go in one `pump`, 4 ms of work: others want the loop too."""
+
+_TOLD = {
+    Ending.REJECTED_CAPACITY: "Too many requests wait for a model server already. Try again later.",
+    Ending.REJECTED_NO_ENDPOINTS: "There is no ready model server, and too many requests wait for one. Try again later.",
+    Ending.REJECTED_SHUTTING_DOWN: "This endpoint picker is going down and no model server has room. Try again.",
+    Ending.EVICTED_TTL: "The request waited {waited_s:.1f} s, and no model server had room for it. Try again later.",
+    Ending.EVICTED_NO_ENDPOINTS: "The request waited {waited_s:.1f} s, and there was no ready model server. Try again later.",
+    Ending.EVICTED_CANCELLED: "The client left after {waited_s:.1f} s.",
+    Ending.EVICTED_PRESSURE: "The request gave way to one of higher priority after {waited_s:.1f} s, because too many wait. "
+    "Try again later.",
+    Ending.EVICTED_SHUTTING_DOWN: "This endpoint picker is going down; the request waited {waited_s:.1f} s. Try again.",
+}
+
+
 class Dispatcher:
     """Implements `epp.extproc.events.Dispatcher`.
 
     `timer` is a monotonic clock in seconds for measuring our own stages; `faults(kind, error)` takes note of a bug of ours
-    that was done without, `kind` being the step that failed: read, quota, pick, steer, record or usage. `pressure` says what picks
+    that was done without, `kind` being the step that failed: read, quota, pick, steer, record, resume or usage. `pressure` says what picks
     leave out for the loop's sake; without it, nothing. `resources` says which priority a request has and which model serves
-    it; without it, 0 and the one it asks for. `quota` says who may use how much; without it, everybody anything. Its draws have a generator of their own, seeded from `rng`: the nth request
+    it; without it, 0 and the one it asks for. `quota` says who may use how much; without it, everybody anything. `queue` lets requests wait while the pool is full; without
+    it, those below priority 0 are refused then and all others go on. Its draws have a generator of their own, seeded from `rng`: the nth request
     draws the same whatever else is left to chance.
     """
 
@@ -119,7 +187,9 @@ class Dispatcher:
         pressure: Pressure | None = None,
         resources: Store | None = None,
         quota: Quota | None = None,
+        queue: Queue | None = None,
     ) -> None:
+        self._queue = queue
         self._quota = quota
         self._returns = Returns(rng)
         self._refusals = RefusalLog()
@@ -142,8 +212,8 @@ class Dispatcher:
 
     # --- the pick --------------------------------------------------------------------------------------------------
 
-    def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account]:
-        """Read, pick, take the ledger entry, and say where to. Raises Drop.
+    def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account] | Place:
+        """Read, pick, take the ledger entry, and say where to; or let the request wait. Raises Drop.
 
         A bug of ours on the way costs the quality of this pick, never the request.
         """
@@ -155,6 +225,12 @@ class Dispatcher:
             read = self._timer()
             if self._quota is not None:
                 grant = self._admit(self._quota, request, now_s)
+            if self._queue is not None and not self._passes(self._queue, request, now_s):
+                place = Place(arrival, parsed, request, grant, opened_s, self._left)
+                self._enqueue(self._queue, place, now_s)
+                self._metrics.stage("body", max(0.0, now_s - opened_s))
+                self._metrics.stage("parse", read - began)
+                return place
             pick, hit_share = self._choose(request, self._eligible(arrival.subset), now_s)
         except Drop as drop:
             self._refused(drop, request, grant, now_s)
@@ -179,7 +255,8 @@ class Dispatcher:
     def _refused(self, drop: Drop, request: Request | None, grant: Grant | None, now_s: float) -> None:
         """Everything that a refusal entails: when to come back, the count, the log line, and the charge given back."""
         priority = request.priority if request is not None else 0
-        self._returns.advise(drop, now_s, priority=priority, generation=self._endpoints.generation)
+        ahead = self._queue.control.waiting(priority) if self._queue is not None else 0
+        self._returns.advise(drop, now_s, priority=priority, ahead=ahead, generation=self._endpoints.generation)
         self._metrics.refused(*_labels(request), OUTCOMES[drop.reason])
         self._refusals.note(drop, request, now_s)
         if grant is not None and self._quota is not None:
@@ -267,7 +344,7 @@ class Dispatcher:
     def _choose(self, request: Request, slots: IntArray | None, now_s: float) -> tuple[Pick, float]:
         """The pick, and the share of the prompt that its first endpoint is believed to have cached, [0, 1]."""
         try:
-            if request.priority < 0:
+            if request.priority < 0 and self._queue is None:
                 self._spare(request, slots, now_s)
             if self._pressure.step is Step.RANDOM:
                 candidates = self._endpoints.candidates(now_s, None, slots)
@@ -366,6 +443,158 @@ class Dispatcher:
             self._faults("steer", error)
             return Steer(destination=destination)
 
+    # --- waiting ---------------------------------------------------------------------------------------------------
+
+    def pump(self, now_s: float) -> bool:
+        """End waits whose time is over, and let go whose turn it is; they are answered by `resume`. Whether anybody still waits.
+
+        An endpoint is chosen now, not when the request came.
+        """
+        queue = self._queue
+        if queue is None:
+            return False
+        began = self._timer()
+        control = queue.control
+        for settled in control.expire(now_s):
+            self._turn_away(settled, now_s)
+        for _ in range(_TURNS_AT_ONCE):
+            next_one = control.next(self._saturation(now_s), now_s) if control.requests else None
+            if next_one is None:
+                break
+            self._let_go(queue, next_one, now_s)
+        queue.record.cycle(self._timer() - began)
+        if not control.requests:
+            control.collect(now_s)
+        return control.requests > 0
+
+    def pool_changed(self, now_s: float) -> None:
+        """The membership of the pool is another one."""
+        if self._queue is not None:
+            self._queue.control.pool_changed(not len(self._endpoints), now_s)
+            self._queue.wake()
+
+    def load_fell(self) -> None:
+        """Somebody who waits may have room now."""
+        if self._queue is not None and self._queue.control.requests:
+            self._queue.wake()
+
+    def drain(self, now_s: float) -> None:
+        """Refuse all who wait, and all who would have to from now on."""
+        if self._queue is not None:
+            for settled in self._queue.control.drain(now_s):
+                self._turn_away(settled, now_s)
+
+    def look(self, now_s: float) -> Now:
+        """Flow control as it is now, for metrics. There is a queue."""
+        assert self._queue is not None
+        state = self._queue.control.state()
+        waiting = [(_labels(one.payload.request), one.body_bytes) for one in self._queue.control.tickets()]
+        candidates = self._endpoints.candidates(now_s)
+        return Now(
+            waiting=waiting,
+            levels=state.bands,
+            requests=state.requests,
+            bytes=state.bytes,
+            max_requests=state.max_requests,
+            max_bytes=state.max_bytes,
+            saturation=self._saturation(now_s),
+            stale_endpoints=int((~candidates.fresh).sum()),
+        )
+
+    def _saturation(self, now_s: float) -> float:
+        """How full the pool is; 1 where it has no endpoint."""
+        if not len(self._endpoints):
+            return 1.0
+        self._ledger.advance(now_s)
+        return self._pipeline.saturation(self._endpoints.candidates(now_s))
+
+    def _passes(self, queue: Queue, request: Request, now_s: float) -> bool:
+        passes = queue.control.passes(request.priority, self._saturation(now_s), now_s)
+        if passes:
+            queue.record.ended(_labels(request), Ending.DISPATCHED.value, 0.0)
+        return passes
+
+    def _enqueue(self, queue: Queue, place: Place, now_s: float) -> None:
+        """Raises Drop where the request may not wait."""
+        request = place.request
+        place.ticket = ticket = Ticket(
+            place,
+            priority=request.priority,
+            fairness_id=request.fairness_id,
+            tokens=self._uncached(request),
+            body_bytes=request.body_bytes,
+            max_wait_s=_milliseconds(request.headers.get(MAX_WAIT_HEADER)),
+            slo_deadline_s=place.opened_s + _milliseconds(request.headers.get(SLO_HEADER)),
+        )
+        refused: Drop | None = None
+        for settled in queue.control.submit(ticket, now_s):
+            if settled.ticket is ticket:
+                refused = self._drop(queue, settled)
+            else:
+                self._turn_away(settled, now_s)
+        if refused is not None:
+            raise refused
+        queue.wake()
+
+    def _uncached(self, request: Request) -> int:
+        """Prompt tokens that would be prefilled where most of them are cached."""
+        blocks = len(request.fingerprints)
+        if not blocks:
+            return request.prompt_tokens
+        try:
+            hits = self._index.match(request.fingerprints)
+            held = int(hits.max()) if len(hits) else 0
+        except Exception as error:
+            self._faults("pick", error)
+            held = 0
+        return round(request.prompt_tokens * (1.0 - held / blocks))
+
+    def _let_go(self, queue: Queue, settled: Settled[Place], now_s: float) -> None:
+        place = settled.ticket.payload
+        began = self._timer()
+        request = place.request
+        queue.record.ended(_labels(request), settled.ending.value, settled.waited_s)
+        try:
+            pick, hit_share = self._choose(request, self._eligible(place.arrival.subset), now_s)
+            routed = self._commit(
+                place.arrival, place.parsed, request, pick, hit_share, place.opened_s, now_s, place.grant
+            )
+        except Drop as drop:
+            self._refuse(place, drop, now_s)
+            return
+        except Exception as error:
+            self._faults("resume", error)
+            self._refuse(place, Drop(Reason.INTERNAL, "The endpoint picker failed on this request. Try again."), now_s)
+            return
+        self._metrics.stage("decide", self._timer() - began)
+        self._resume(place, routed)
+
+    def _resume(self, place: Place, routed: Routed[Account]) -> None:
+        """Others wait for their answers too, whatever becomes of this one."""
+        try:
+            place.resume(routed)
+        except Exception as error:
+            self._faults("resume", error)
+
+    def _refuse(self, place: Place, drop: Drop, now_s: float) -> None:
+        self._refused(drop, place.request, place.grant, now_s)
+        self._resume(place, drop)
+
+    def _turn_away(self, settled: Settled[Place], now_s: float) -> None:
+        assert self._queue is not None
+        self._refuse(settled.ticket.payload, self._drop(self._queue, settled), now_s)
+
+    def _left(self, place: Place, now_s: float) -> None:
+        """The client of `place` is gone."""
+        assert self._queue is not None
+        settled = self._queue.control.cancel(place.ticket, now_s)
+        if settled is not None:
+            self._refused(self._drop(self._queue, settled), place.request, place.grant, now_s)
+
+    def _drop(self, queue: Queue, settled: Settled[Place]) -> Drop:
+        queue.record.ended(_labels(settled.ticket.payload.request), settled.ending.value, settled.waited_s)
+        return Drop(REASONS[settled.ending], _TOLD[settled.ending].format(waited_s=settled.waited_s))
+
     # --- what became of it -----------------------------------------------------------------------------------------
 
     def started(self, account: Account, notice: Started, now_s: float) -> Mapping[str, str]:
@@ -403,10 +632,12 @@ class Dispatcher:
         if streamed:
             account.ttft_s = waited_s
             self._ledger.first_token(account.entry, now_s)
+            self.load_fell()
         self._metrics.first_token(*_labels(account.request), waited_s, streamed)
 
     def finished(self, account: Account, notice: Finished, now_s: float) -> None:
         self._ledger.release(account.entry, now_s)
+        self.load_fell()
         counted = self._usage(account, notice)
         if account.grant is not None:
             self._settle(account, account.grant, notice, counted, now_s)
@@ -459,6 +690,15 @@ def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:
         if value:
             return value
     return None
+
+
+def _milliseconds(value: str | None) -> float:
+    """Seconds; inf where `value` is no number of milliseconds."""
+    try:
+        seconds = float(value) / 1000.0 if value else inf
+    except ValueError:
+        return inf
+    return seconds if seconds >= 0.0 else inf
 
 
 def _labels(request: Request | None) -> tuple[str, str, int, str]:

@@ -21,7 +21,9 @@ from epp.configuration.shapes import (
     Many,
     Number,
     Placed,
+    PlacedNumber,
     PlacedText,
+    PlacedWhole,
     Record,
     Shape,
     Table,
@@ -70,6 +72,8 @@ def shape_of(annotation: Any) -> Shape:
             return _scalar_shape(scalar_type, metadata)
         case struct if struct is Placed:
             return PlacedText()
+        case struct if struct is PlacedWhole:
+            return PlacedNumber()
         case struct if struct is Unread:
             return Anything()
         case struct if isinstance(struct, type) and issubclass(struct, msgspec.Struct):

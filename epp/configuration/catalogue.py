@@ -73,6 +73,8 @@ _SETTINGS: Final[Mapping[str, tuple[Kind, type[parts.Settings]]]] = {
     "metrics-data-source": (Kind.SOURCE, parts.MetricsSettings),
     "core-metrics-extractor": (Kind.EXTRACTOR, parts.ExtractorSettings),
     "file-discovery": (Kind.DISCOVERY, parts.FileDiscovery),
+    "shortest-prompt-ordering-policy": (Kind.ORDERING, parts.ShortestPrompt),
+    "weighted-token-fairness-policy": (Kind.FAIRNESS, parts.WeightedTokens),
     "program-aware-fairness": (Kind.FAIRNESS, parts.ProgramFairness),
     "static-usage-limit-policy": (Kind.USAGE_LIMIT, parts.StaticLimit),
     "priority-holdback-policy": (Kind.USAGE_LIMIT, parts.PriorityHoldback),

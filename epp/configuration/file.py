@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from epp.configuration.shapes import Placed, Unread
+from epp.configuration.shapes import Placed, PlacedWhole, Unread
 from epp.scoring import NotNegative, Positive, PositiveSeconds, Quantity, Seconds, Share
 
 
@@ -63,18 +63,22 @@ class OldDataLayer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class BandDefaults(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A priority level's limits and policies."""
+    """A priority level's limits and policies.
+
+    `request_ttl` is ours: how long its requests may wait, where that is not `defaultRequestTTL`; 0s: for ever.
+    """
 
     max_bytes: Quantity = 1_000_000_000
     max_requests: Quantity = 5000
     fairness_policy_ref: Placed | None = None
     ordering_policy_ref: Placed | None = None
+    request_ttl: Seconds | None = msgspec.field(default=None, name="requestTTL")
 
 
 class BandEntry(BandDefaults, frozen=True, kw_only=True, rename="camel"):
     """One priority level."""
 
-    priority: int
+    priority: PlacedWhole
 
 
 class SaturationEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

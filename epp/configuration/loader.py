@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ from epp.configuration.annotations import Unsupported, generator_argument, recor
 from epp.configuration.catalogue import BUILT_IN, Kind, NoSuchType, PluginType, find, names
 from epp.configuration.file import (
     BandDefaults,
+    BandEntry,
     File,
     FlowControlEntry,
     PluginEntry,
@@ -32,6 +34,17 @@ from epp.configuration.shapes import (
     Unread,
 )
 from epp.configuration.text import line_of, parse
+from epp.flow.settings import (
+    BandSettings,
+    Fairness,
+    FlowSettings,
+    Holdback,
+    Limit,
+    Ordering,
+    Policies,
+    Reflective,
+    Static,
+)
 from epp.pipeline import Faults, Pipeline, Profile
 
 T = TypeVar("T", bound=parts.Settings)
@@ -65,7 +78,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """A file that was understood, defaults filled in.
 
     `warnings` are for the log: what the file says without effect. `metrics` None: model servers are not scraped. `discovery`
-    None: endpoints come from elsewhere than a file that the configuration names. `quota` None: no limits.
+    None: endpoints come from elsewhere than a file that the configuration names. `quota` None: no limits. `flow` None: nobody waits.
     """
 
     source: str
@@ -81,6 +94,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     discovery: parts.FileDiscovery | None
     parsers: tuple[str, ...]
     quota: parts.QuotaSettings | None
+    flow: FlowSettings | None
     warnings: tuple[str, ...]
 
 
@@ -126,7 +140,18 @@ def build(configuration: Configuration, rng: random.Random, faults: Faults) -> P
 
 
 _GATES = {"flowControl": False, "haPopulateNonLeaderDatastore": True, "dataLayer": True}
-_GATE_OFF = "flow control (featureGates: flowControl) is not part of this version; remove the gate"
+
+_FAIRNESS: Mapping[str, Fairness] = {
+    "global-strict-fairness-policy": "global-strict",
+    "round-robin-fairness-policy": "round-robin",
+    "weighted-token-fairness-policy": "weighted-tokens",
+}
+_ORDERING: Mapping[str, Ordering] = {
+    "fcfs-ordering-policy": "fcfs",
+    "edf-ordering-policy": "edf",
+    "slo-deadline-ordering-policy": "slo-deadline",
+    "shortest-prompt-ordering-policy": "shortest-prompt",
+}
 
 # Parameters of the prefix index that older files give to the scorer.
 _OLD_PREFIX_FIELDS = {
@@ -167,18 +192,18 @@ class _Loader:
         self._entries: dict[str, _Entry] = {}
         self._broken: set[str] = set()
         self._old_prefix: dict[str, Any] = {}
+        self._gates = dict(_GATES)
 
     def load(self, source: str) -> Configuration:
         for entry in self._file.plugins:
             self._plugin(entry)
         self._check_producers()
-        self._gates()
+        self._read_gates()
         profiles = self._profiles()
         handler = self._handler(profiles)
         flow = self._file.flow_control
         detector = self._detector(flow)
-        if flow is not None:
-            self._flow_control(flow)
+        flow_settings = self._flow_control(flow or FlowControlEntry())
         metrics, extractor = self._data_layer()
         return Configuration(
             source=source,
@@ -194,6 +219,7 @@ class _Loader:
             discovery=self._discovery(),
             parsers=self._parsers(),
             quota=self._settings(parts.QuotaSettings),
+            flow=flow_settings if self._gates["flowControl"] else None,
             warnings=tuple(self._warnings),
         )
 
@@ -405,15 +431,15 @@ class _Loader:
 
     # The other parts
 
-    def _gates(self) -> None:
+    def _read_gates(self) -> None:
         for gate in self._file.feature_gates:
             name, given, value = gate.text.partition("=")
             if name not in _GATES:
                 self._problems.add(gate.line, gate.path, f"unknown feature gate {name!r}; {suggestion(name, _GATES)}")
             elif given and value not in ("true", "false"):
                 self._problems.add(gate.line, gate.path, f"a gate is set to true or false, not {value!r}")
-            elif name == "flowControl" and value != "false":
-                self._problems.add(gate.line, gate.path, _GATE_OFF)
+            else:
+                self._gates[name] = value != "false"
 
     def _detector(self, flow: FlowControlEntry | None) -> str:
         if flow is not None and flow.saturation_detector is not None:
@@ -439,24 +465,80 @@ class _Loader:
         found = self._resolve(reference.plugin_ref, (kind,))
         return found.name.text if found else None
 
-    def _flow_control(self, flow: FlowControlEntry) -> None:
-        """Nothing of it takes effect without the gate; its references are checked all the same."""
-        bands: list[BandDefaults | None] = [flow.default_priority_band, flow.default_negative_priority_band]
-        for band in (*bands, *flow.priority_bands):
-            if band is not None:
-                self._policy(band.fairness_policy_ref, Kind.FAIRNESS)
-                self._policy(band.ordering_policy_ref, Kind.ORDERING)
-        self._policy(flow.usage_limit_policy_plugin_ref, Kind.USAGE_LIMIT)
-        if flow != FlowControlEntry(saturation_detector=flow.saturation_detector):
-            self._warnings.append("flowControl has no effect without its feature gate, save for saturationDetector")
+    def _flow_control(self, flow: FlowControlEntry) -> FlowSettings:
+        """Checked also where it has no effect because its gate is closed."""
+        if not self._gates["flowControl"]:
+            if flow != FlowControlEntry(saturation_detector=flow.saturation_detector):
+                self._warnings.append("flowControl has no effect without its feature gate, save for saturationDetector")
+        elif flow.enable_eviction:
+            self._warnings.append(
+                "flowControl.enableEviction has no effect: only requests that wait give way in this version, not running ones"
+            )
+        default = self._band(flow.default_priority_band or BandDefaults())
+        negative = flow.default_negative_priority_band
+        return FlowSettings(
+            bands=self._bands(flow.priority_bands),
+            default=default,
+            negative=default if negative is None else self._band(negative),
+            max_requests=flow.max_requests or inf,
+            max_bytes=flow.max_bytes or inf,
+            ttl_s=flow.default_request_ttl or inf,
+            empty_ttl_s=(
+                flow.default_request_ttl if flow.no_endpoint_request_ttl is None else flow.no_endpoint_request_ttl
+            )
+            or inf,
+            limit=self._limit(flow.usage_limit_policy_plugin_ref),
+        )
 
-    def _policy(self, reference: Placed | None, kind: Kind) -> None:
+    def _bands(self, entries: Iterable[BandEntry]) -> dict[int, BandSettings]:
+        bands: dict[int, BandSettings] = {}
+        for entry in entries:
+            priority = entry.priority
+            if priority.number in bands:
+                told = f"there is already a band of priority {priority.number}"
+                self._problems.add(priority.line, priority.path, told)
+            bands[priority.number] = self._band(entry)
+        return bands
+
+    def _band(self, entry: BandDefaults) -> BandSettings:
+        fairness, weighted = self._policy(entry.fairness_policy_ref, Kind.FAIRNESS, "global-strict-fairness-policy")
+        ordering, shortest = self._policy(entry.ordering_policy_ref, Kind.ORDERING, "fcfs-ordering-policy")
+        if self._gates["flowControl"] and fairness not in _FAIRNESS and entry.fairness_policy_ref is not None:
+            told = f"{fairness} is not part of this version; {', '.join(_FAIRNESS)} are"
+            self._problems.add(entry.fairness_policy_ref.line, entry.fairness_policy_ref.path, told)
+        multiple = shortest if isinstance(shortest, parts.ShortestPrompt) else parts.ShortestPrompt()
+        policies = Policies(
+            fairness=_FAIRNESS.get(fairness, "global-strict"),
+            ordering=_ORDERING.get(ordering, "fcfs"),
+            wait_multiple=multiple.max_wait_multiple,
+            weights=dict(weighted.weights) if isinstance(weighted, parts.WeightedTokens) else {},
+        )
+        unset = BandDefaults()
+        return BandSettings(
+            max_requests=entry.max_requests or unset.max_requests,
+            max_bytes=entry.max_bytes or unset.max_bytes,
+            ttl_s=None if entry.request_ttl is None else entry.request_ttl or inf,
+            policies=policies,
+        )
+
+    def _limit(self, reference: Placed | None) -> Limit:
+        name, settings = self._policy(reference, Kind.USAGE_LIMIT, "static-usage-limit-policy")
+        if isinstance(settings, parts.PriorityHoldback):
+            return Holdback(settings.min_ceiling, settings.max_ceiling, settings.domain)
+        if isinstance(settings, parts.StaticLimit):
+            return Static(settings.threshold)
+        return Reflective() if name == "soft-reflective-ceiling-policy" else Static()
+
+    def _policy(self, reference: Placed | None, kind: Kind, default: str) -> tuple[str, parts.Settings | None]:
+        """The type that is meant, and its parameters where an entry among the plugins gives them."""
         if reference is None:
-            return
+            return default, None
         # A policy type needs no entry among the plugins to be used as it is.
-        as_is = [name for name, known in BUILT_IN.items() if kind in known.kinds]
-        if reference.text in self._entries or reference.text not in as_is:
-            self._resolve(reference, (kind,), as_is)
+        as_is = [name for name, known in BUILT_IN.items() if kind in known.kinds and not known.record.missing({})]
+        if reference.text not in self._entries and reference.text in as_is:
+            return reference.text, None
+        found = self._resolve(reference, (kind,), as_is)
+        return (found.type.name, found.settings) if found else (default, None)
 
     def _data_layer(self) -> tuple[parts.MetricsSettings | None, parts.ExtractorSettings]:
         new, old = self._file.data_layer, self._file.data

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
 
 from epp.configuration.shapes import Unread
+from epp.flow.settings import LEAST_WAIT_MULTIPLE
 from epp.quota.limits import Limit, Limits
 from epp.quota.tenants import FAIRNESS_ID
 from epp.scoring import Count, NotNegative, Positive, PositiveSeconds, Share
@@ -199,6 +201,24 @@ class ProgramFairness(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     eviction_sweep_seconds: Positive = 300
 
 
+class ShortestPrompt(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The shortest uncached prompt goes first, and nobody waits for more than a multiple of its fair wait.
+
+    The fair wait is that in order of arrival, in tokens of the same line.
+    """
+
+    max_wait_multiple: Annotated[float, msgspec.Meta(ge=LEAST_WAIT_MULTIPLE)] = 4.0
+
+
+class WeightedTokens(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Whoever was given the fewest prompt tokens goes next.
+
+    `weights` are by fairness id; who is not named has 1.
+    """
+
+    weights: Mapping[str, Positive] = {}
+
+
 class StaticLimit(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One ceiling of saturation for every priority."""
 
@@ -243,6 +263,8 @@ Settings = (
     | FileDiscovery
     | NoParameters
     | ProgramFairness
+    | ShortestPrompt
+    | WeightedTokens
     | StaticLimit
     | PriorityHoldback
     | QuotaSettings

@@ -32,6 +32,14 @@ class Placed(msgspec.Struct, frozen=True):
     path: str
 
 
+class PlacedWhole(msgspec.Struct, frozen=True):
+    """A whole number that names something, with its place for a later complaint."""
+
+    number: int
+    line: int
+    path: str
+
+
 class Unread(msgspec.Struct, frozen=True):
     """A part whose shape depends on what stands beside it. `node` is None where the part is missing."""
 
@@ -161,6 +169,18 @@ class Number(msgspec.Struct, frozen=True):
 
     def spoken(self) -> str:
         return f"{self._noun()} {self.bounds.spoken()}".rstrip()
+
+
+class PlacedNumber(msgspec.Struct, frozen=True):
+    def read(self, node: yaml.Node, path: str, problems: Problems) -> object:
+        value = Number(True).read(node, path, problems)
+        return PlacedWhole(value, line_of(node), path) if isinstance(value, int) else value
+
+    def schema(self) -> Schema:
+        return Number(True).schema()
+
+    def spoken(self) -> str:
+        return Number(True).spoken()
 
 
 class Written(msgspec.Struct, frozen=True):

@@ -252,6 +252,16 @@ class FlowControl(Generic[Payload]):
                 return (priority, ceiling) if saturation >= ceiling else None
         return None
 
+    def waiting(self, priority: int) -> int:
+        """How many requests wait at that priority."""
+        band = self._bands.get(priority)
+        return len(band.tickets) if band is not None else 0
+
+    def tickets(self) -> Iterator[Ticket[Payload]]:
+        """Everybody who waits, the highest priority first and in order of arrival. Not to be kept over a change."""
+        for priority in self._priorities:
+            yield from self._bands[priority].tickets
+
     def state(self) -> FlowControlState:
         bands = tuple([self._bands[priority].state() for priority in self._priorities])
         return FlowControlState(self.requests, self.bytes, self.settings.max_requests, self.settings.max_bytes, bands)

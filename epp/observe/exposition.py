@@ -135,7 +135,7 @@ class Exposition:
     """Reads the record and the pools when asked. `pools` is by pool name; `clock` is the loop's, in seconds.
 
     Pool averages are over the endpoints that reported within `stale_after_s`, and absent where none did: an autoscaler
-    takes a missing value for unknown and 0 for idle.
+    takes a missing value for unknown and 0 for idle. `more` are asked for further families with every page.
     """
 
     def __init__(
@@ -147,8 +147,10 @@ class Exposition:
         stale_after_s: float = 2.0,
         prefix_index_size: Callable[[], float] | None = None,
         gauges: Sequence[Gauge] = (),
+        more: Sequence[Callable[[], Iterable[Family]]] = (),
         build: Build | None = None,
     ) -> None:
+        self._more = more
         self._metrics = metrics
         self._pools = pools
         self._clock = clock
@@ -190,6 +192,8 @@ class Exposition:
         yield from self._pool_gauges()
         yield from self._in_flight()
         yield from self._own()
+        for families in self._more:
+            yield from families()
         build = [((self._build.commit, self._build.build_ref), 1)]
         for name in ("llm_d_epp_info", "inference_extension_info"):
             yield Values("gauge", name, "This build.", ("commit", "build_ref"), build)

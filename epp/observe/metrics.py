@@ -258,7 +258,10 @@ class Metrics:
         """A peer of the transport ran into the limit of that name."""
         self.transport_limits[limit] += 1
 
-    def _admitted(self, named: Key) -> Series:
+    def labels(self, named: Key) -> Key:
+        """`named` as it is counted: `OTHER` for what is past the bounds. The same for one request at all times."""
+        if named in self.series:
+            return named
         model, target, priority, fairness_id = named
         # A set that is full stays full, so one request finds the same series at its pick and at its end.
         key = (
@@ -269,7 +272,10 @@ class Metrics:
         )
         if key not in self.series and len(self.series) >= MAX_SERIES:
             key = (OTHER, OTHER, priority, OTHER)
-        return self.series.setdefault(key, Series())
+        return key
+
+    def _admitted(self, named: Key) -> Series:
+        return self.series.setdefault(self.labels(named), Series())
 
 
 def _admit(name: str, admitted: set[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from epp.configuration import (
 )
 from epp.configuration.catalogue import BUILT_IN, NOT_HERE
 from epp.configuration.notation import parse_duration, parse_quantity
+from epp.flow.settings import BandSettings, FlowSettings, Holdback, Policies, Reflective, Static
 from epp.pipeline import PluginFaults
 from epp.scoring import BoolArray, Candidates, Count, FloatArray, Request, Share
 from tests.pools import Pool, a_request, random_pool
@@ -213,7 +215,6 @@ MISTAKES = [
     (
         HEAD + "featureGates: [flowControl, flowcontrol, flowControl=maybe]\n",
         [
-            "3: featureGates[0]: flow control (featureGates: flowControl) is not part of this version; remove the gate",
             "3: featureGates[1]: unknown feature gate 'flowcontrol'; did you mean flowControl?",
             "3: featureGates[2]: a gate is set to true or false, not 'maybe'",
         ],
@@ -417,6 +418,81 @@ def test_flow_control_without_its_gate_is_checked_and_warned_of() -> None:
     )
     assert found.warnings == ("flowControl has no effect without its feature gate, save for saturationDetector",)
     assert shape(found) == shape(load_default())
+
+
+def test_flow_control_defaults_are_the_go_pickers() -> None:
+    assert understood("").flow is None
+    found = understood("featureGates: [flowControl]\n")
+    assert found.flow == FlowSettings()
+    assert found.warnings == ()
+    assert FlowSettings() == FlowSettings(
+        default=BandSettings(max_requests=5000, max_bytes=1_000_000_000, policies=Policies()),
+        max_requests=inf,
+        max_bytes=inf,
+        ttl_s=60.0,
+        empty_ttl_s=60.0,
+        limit=Static(1.0),
+    )
+    assert Policies() == Policies(fairness="global-strict", ordering="fcfs")
+
+
+def test_flow_control_is_read_whole() -> None:
+    found = understood(
+        "featureGates: [flowControl=true]\n"
+        "plugins:\n"
+        "- {type: shortest-prompt-ordering-policy, name: short, parameters: {maxWaitMultiple: 3}}\n"
+        "- {type: weighted-token-fairness-policy, name: shares, parameters: {weights: {gold: 2.5}}}\n"
+        "- {type: priority-holdback-policy, parameters: {minCeiling: 0.4, domain: value}}\n"
+        "flowControl:\n  maxBytes: 10Gi\n  maxRequests: 20k\n  defaultRequestTTL: 30s\n  noEndpointRequestTTL: 0s\n"
+        "  usageLimitPolicyPluginRef: priority-holdback-policy\n"
+        "  enableEviction: true\n"
+        "  defaultNegativePriorityBand: {maxRequests: 7, orderingPolicyRef: slo-deadline-ordering-policy}\n"
+        "  priorityBands:\n"
+        "  - {priority: 100, maxBytes: 1M, requestTTL: 5s, fairnessPolicyRef: shares, orderingPolicyRef: short}\n"
+        "  - {priority: -5, requestTTL: 0s, fairnessPolicyRef: round-robin-fairness-policy}\n"
+    )
+    shares = Policies(fairness="weighted-tokens", ordering="shortest-prompt", wait_multiple=3.0, weights={"gold": 2.5})
+    assert found.flow == FlowSettings(
+        bands={
+            100: BandSettings(max_bytes=1_000_000, ttl_s=5.0, policies=shares),
+            -5: BandSettings(ttl_s=inf, policies=Policies(fairness="round-robin")),
+        },
+        negative=BandSettings(max_requests=7, policies=Policies(ordering="slo-deadline")),
+        max_requests=20_000,
+        max_bytes=10 * 2**30,
+        ttl_s=30.0,
+        empty_ttl_s=inf,
+        limit=Holdback(0.4, 1.0, "value"),
+    )
+    assert [line.split(":")[0] for line in found.warnings] == ["flowControl.enableEviction has no effect"]
+
+
+def test_the_other_limits_and_what_follows_what() -> None:
+    gate = "featureGates: [flowControl]\n"
+    reflective = understood(gate + "flowControl: {usageLimitPolicyPluginRef: soft-reflective-ceiling-policy}\n")
+    assert reflective.flow is not None and reflective.flow.limit == Reflective()
+    limit = "plugins: [{type: static-usage-limit-policy, parameters: {threshold: 0.7}}]\n"
+    static = understood(gate + limit + "flowControl: {usageLimitPolicyPluginRef: static-usage-limit-policy}\n")
+    assert static.flow is not None and static.flow.limit == Static(0.7)
+    follows = understood(gate + "flowControl: {defaultRequestTTL: 0s, defaultPriorityBand: {maxRequests: 3}}\n").flow
+    assert follows is not None and follows.ttl_s == follows.empty_ttl_s == inf
+    assert follows.negative == follows.default == BandSettings(max_requests=3)
+
+
+def test_a_fairness_policy_that_is_not_here_is_refused_with_what_is() -> None:
+    text = "flowControl: {defaultPriorityBand: {fairnessPolicyRef: program-aware-fairness}}\n"
+    understood(text)
+    assert complaints(HEAD + "featureGates: [flowControl]\n" + text) == [
+        "4: flowControl.defaultPriorityBand.fairnessPolicyRef: program-aware-fairness is not part of this version; "
+        "global-strict-fairness-policy, round-robin-fairness-policy, weighted-token-fairness-policy are"
+    ]
+
+
+def test_one_band_a_priority() -> None:
+    text = "featureGates: [flowControl]\nflowControl: {priorityBands: [{priority: 1}, {priority: 1}]}\n"
+    assert complaints(HEAD + text) == [
+        "4: flowControl.priorityBands[1].priority: there is already a band of priority 1"
+    ]
 
 
 @pytest.mark.parametrize(

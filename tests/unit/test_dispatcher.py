@@ -81,7 +81,9 @@ class Desk:
         return self.ticks
 
     def route(self, arrival: Arrival | None = None, now_s: float = NOW_S) -> tuple[Steer, Account]:
-        return self.dispatcher.route(arrival or chat(), now_s, now_s)
+        routed = self.dispatcher.route(arrival or chat(), now_s, now_s)
+        assert isinstance(routed, tuple)
+        return routed
 
     def refusal(self, arrival: Arrival) -> Drop:
         with pytest.raises(Drop) as caught:
@@ -528,7 +530,9 @@ class TestAnswers:
     def test_time_to_first_token_is_kept_apart_for_streams(self) -> None:
         desk = Desk()
         for stream in (True, False):
-            _, account = desk.dispatcher.route(chat(stream=stream), NOW_S - 1, NOW_S)
+            routed = desk.dispatcher.route(chat(stream=stream), NOW_S - 1, NOW_S)
+            assert isinstance(routed, tuple)
+            account = routed[1]
             desk.dispatcher.first_body(account, NOW_S + 1)
         (series,) = desk.metrics.series.values()
         assert (series.ttft_streamed[-1], series.ttft_whole[-1]) == (2.0, 2.0)

@@ -1,0 +1,426 @@
+"""Requests that wait at the dispatcher: late binding, every ending once, and nothing left behind. Virtual time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from math import inf
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from epp.configuration import build, load
+from epp.dispatcher import MAX_WAIT_HEADER, OBJECTIVE_HEADERS, SLO_HEADER, Account, Dispatcher, Place, Policy, Queue
+from epp.drops import Drop, Reason
+from epp.endpoint import Endpoints
+from epp.extproc.events import Arrival, Cause, Finished, Routed
+from epp.flow.control import FlowControl
+from epp.flow.settings import BandSettings, FlowSettings, Policies
+from epp.ledger import Ledger
+from epp.observe.flow import FlowRecord
+from epp.observe.logs import DecisionLog
+from epp.observe.metrics import Metrics
+from epp.observe.text import write
+from epp.openai.tokens import TokenEstimator
+from epp.pipeline import PluginFaults
+from epp.prefix.index import PrefixIndex
+from tests.unit.test_dispatcher import LONG, NOW_S, chat, members
+
+CONFIG = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+featureGates: [flowControl]
+plugins:
+- {type: concurrency-detector, parameters: {maxConcurrency: 1}}
+- {type: active-request-scorer}
+flowControl: {saturationDetector: {pluginRef: concurrency-detector}}
+schedulingProfiles:
+- {name: default, plugins: [{pluginRef: active-request-scorer}]}
+"""
+"""A pool is full with one request of ours for each endpoint, on average."""
+
+FLOW = FlowSettings(ttl_s=10.0, empty_ttl_s=100.0)
+END = Finished(Cause.COMPLETE)
+
+
+class Hall:
+    """A dispatcher with a queue, and everything it works on in reach."""
+
+    def __init__(self, endpoints: int = 2, flow: FlowSettings = FLOW) -> None:
+        rng = random.Random(1)
+        self.now_s = NOW_S
+        self.endpoints = Endpoints()
+        self.endpoints.replace(members(endpoints))
+        self.ledger = Ledger(self.endpoints)
+        self.index = PrefixIndex()
+        self.metrics = Metrics()
+        self.faults: list[tuple[str, Exception]] = []
+        self.woken = 0
+        self.record = FlowRecord(self.metrics, "pool", "concurrency-detector")
+        self.control: FlowControl[Place] = FlowControl(flow, self.now_s, pool_empty=not endpoints)
+        self.dispatcher = Dispatcher(
+            endpoints=self.endpoints,
+            pipeline=build(load(CONFIG, "test"), rng, PluginFaults(lambda line: None)),
+            ledger=self.ledger,
+            index=self.index,
+            metrics=self.metrics,
+            estimator=TokenEstimator(),
+            policy=Policy(look_share=0.0),
+            rng=rng,
+            timer=lambda: 0.0,
+            faults=lambda kind, error: self.faults.append((kind, error)),
+            decisions=DecisionLog(),
+            queue=Queue(self.control, self.record, self._wake),
+        )
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def route(self, arrival: Arrival | None = None) -> tuple[object, Account] | Waiter:
+        routed = self.dispatcher.route(arrival or chat(), self.now_s, self.now_s)
+        return routed if isinstance(routed, tuple) else Waiter(routed)
+
+    def serve(self, arrival: Arrival | None = None) -> Account:
+        routed = self.route(arrival)
+        assert isinstance(routed, tuple)
+        return routed[1]
+
+    def wait(self, arrival: Arrival | None = None) -> Waiter:
+        routed = self.route(arrival)
+        assert isinstance(routed, Waiter)
+        return routed
+
+    def pump(self, seconds: float = 0.0) -> bool:
+        self.now_s += seconds
+        return self.dispatcher.pump(self.now_s)
+
+    def end(self, account: Account) -> None:
+        self.dispatcher.finished(account, END, self.now_s)
+
+    def have(self, endpoints: int) -> None:
+        self.endpoints.replace(members(endpoints))
+        self.dispatcher.pool_changed(self.now_s)
+
+    def in_flight(self) -> float:
+        return float(self.endpoints.in_flight.sum())
+
+
+class Waiter:
+    """Who called `route` and was told to wait."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.answers: list[Routed[Account]] = []
+        place.resume = self.answers.append
+
+    @property
+    def account(self) -> Account:
+        [answer] = self.answers
+        assert isinstance(answer, tuple)
+        return answer[1]
+
+    @property
+    def drop(self) -> Drop:
+        [answer] = self.answers
+        assert isinstance(answer, Drop)
+        return answer
+
+
+def named(**headers: str) -> Mapping[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def test_with_room_nobody_waits() -> None:
+    hall = Hall()
+    first, second = hall.serve(), hall.serve()
+    assert first.endpoint != second.endpoint
+    assert hall.control.requests == 0
+    assert hall.record.endings == {("Dispatched", 0): 2}
+
+
+def test_who_waits_goes_when_another_ends_to_where_there_is_room_then() -> None:
+    hall = Hall()
+    hall.serve()
+    second = hall.serve()
+    waiter = hall.wait()
+    assert hall.woken == 1
+    assert hall.pump(1.0)
+    assert waiter.answers == []
+    hall.end(second)
+    assert hall.woken == 2
+    assert not hall.pump()
+    assert waiter.account.endpoint == second.endpoint
+    assert hall.in_flight() == 2
+    assert waiter.account.opened_s == NOW_S
+
+
+def test_one_turn_for_each_room() -> None:
+    hall = Hall()
+    running = [hall.serve(), hall.serve()]
+    waiters = [hall.wait() for _ in range(5)]
+    for account in running:
+        hall.end(account)
+    hall.pump()
+    assert [len(waiter.answers) for waiter in waiters] == [1, 1, 0, 0, 0]
+
+
+def test_who_waited_too_long_is_told_so() -> None:
+    hall = Hall()
+    hall.serve(), hall.serve()
+    waiter = hall.wait()
+    hall.pump(9.999)
+    assert waiter.answers == []
+    hall.pump(0.001)
+    assert waiter.drop.reason is Reason.TTL_EXPIRED
+    assert "waited 10.0 s" in waiter.drop.message
+    assert waiter.drop.retry_after_s is not None
+    assert hall.metrics.refusals[Reason.TTL_EXPIRED] == 1
+
+
+def test_a_client_may_say_how_long_it_waits() -> None:
+    hall = Hall()
+    hall.serve(), hall.serve()
+    hasty = hall.wait(chat(headers={MAX_WAIT_HEADER: "1500"}))
+    with pytest.raises(Drop) as refused:
+        hall.route(chat(headers={MAX_WAIT_HEADER: "0"}))
+    assert refused.value.reason is Reason.TTL_EXPIRED
+    odd = [hall.wait(chat(headers={MAX_WAIT_HEADER: value})) for value in ("soon", "-1", "nan", "")]
+    hall.pump(1.5)
+    assert hasty.drop.reason is Reason.TTL_EXPIRED
+    assert all(waiter.answers == [] for waiter in odd)
+    assert all(waiter.place.ticket.max_wait_s == inf for waiter in odd)
+
+
+def test_a_wanted_first_token_counts_from_the_arrival() -> None:
+    hall = Hall()
+    hall.serve(), hall.serve()
+    assert hall.wait(chat(headers={SLO_HEADER: "250"})).place.ticket.slo_deadline_s == NOW_S + 0.25
+
+
+def test_without_endpoints_requests_wait_for_one() -> None:
+    hall = Hall(0)
+    waiter = hall.wait()
+    hall.pump(99.0)
+    hall.have(1)
+    hall.pump()
+    assert waiter.account.endpoint == hall.endpoints.members[0]
+    assert hall.faults == []
+
+
+def test_without_endpoints_for_too_long_is_another_refusal() -> None:
+    hall = Hall(0)
+    waiter = hall.wait()
+    hall.pump(100.0)
+    assert waiter.drop.reason is Reason.TTL_EXPIRED_NO_ENDPOINTS
+    assert waiter.drop.status == 503
+
+
+def test_the_last_endpoint_goes_and_another_comes_while_somebody_waits() -> None:
+    hall = Hall(1)
+    running = hall.serve()
+    waiter = hall.wait()
+    hall.have(0)
+    hall.end(running)
+    hall.pump(50.0)
+    assert waiter.answers == []
+    hall.endpoints.replace(members(3)[2:])
+    hall.dispatcher.pool_changed(hall.now_s)
+    hall.pump()
+    assert waiter.account.endpoint.name == "pod-2"
+
+
+def test_a_hint_whose_endpoint_has_gone_meanwhile_is_refused() -> None:
+    hall = Hall(2)
+    accounts = [hall.serve(), hall.serve()]
+    waiter = hall.wait(chat(subset=("10.0.0.2:8000",)))
+    hall.have(1)
+    for account in accounts:
+        hall.end(account)
+    hall.pump()
+    assert waiter.drop.reason is Reason.NO_ENDPOINTS
+    assert hall.in_flight() == 0
+
+
+def test_a_client_that_left_is_counted_and_gets_no_turn() -> None:
+    hall = Hall(1)
+    running = hall.serve()
+    waiter = hall.wait()
+    waiter.place.cancel(hall.now_s)
+    waiter.place.cancel(hall.now_s)
+    hall.end(running)
+    hall.pump()
+    assert waiter.answers == []
+    assert hall.in_flight() == 0
+    assert hall.metrics.refusals == {Reason.CLIENT_GONE: 1}
+    assert hall.record.endings[("EvictedContextCancelled", 0)] == 1
+
+
+def test_draining_refuses_who_waits_and_who_would() -> None:
+    hall = Hall(1)
+    hall.serve()
+    waiter = hall.wait()
+    hall.dispatcher.drain(hall.now_s)
+    assert waiter.drop.reason is Reason.SHUTTING_DOWN
+    with pytest.raises(Drop) as refused:
+        hall.route()
+    assert refused.value.reason is Reason.SHUTTING_DOWN
+
+
+def test_a_full_queue_is_told_with_a_time_to_return() -> None:
+    hall = Hall(1, FlowSettings(default=BandSettings(max_requests=1)))
+    hall.serve()
+    hall.wait()
+    with pytest.raises(Drop) as refused:
+        hall.route()
+    assert refused.value.reason is Reason.SATURATED
+    assert dict(refused.value.headers())["retry-after"].isdecimal()
+
+
+def test_the_cost_of_a_turn_is_the_uncached_prompt() -> None:
+    policies = Policies(ordering="shortest-prompt")
+    hall = Hall(1, FlowSettings(default=BandSettings(policies=policies)))
+    hall.serve(chat(LONG))
+    cached, fresh = hall.wait(chat(LONG)), hall.wait(chat("never seen before " * 60))
+    assert cached.place.ticket.tokens < 10 < fresh.place.ticket.tokens
+
+
+def test_one_that_cannot_be_answered_does_not_hold_up_others() -> None:
+    hall = Hall(2)
+    accounts = [hall.serve(), hall.serve()]
+    broken, whole = hall.wait(), hall.wait()
+
+    def fail(routed: Routed[Account]) -> None:
+        raise ConnectionError("gone")
+
+    broken.place.resume = fail
+    for account in accounts:
+        hall.end(account)
+    hall.pump()
+    assert len(whole.answers) == 1
+    assert [kind for kind, _ in hall.faults] == ["resume"]
+
+
+def test_below_priority_0_waits_rather_than_be_shed() -> None:
+    hall = Hall(1, FlowSettings(default=BandSettings(), negative=BandSettings()))
+    hall.serve()
+    assert hall.wait(chat(headers={OBJECTIVE_HEADERS[0]: "nobody knows"})).place.request.priority == 0
+
+
+def test_metrics_of_the_queue() -> None:
+    hall = Hall(1, FlowSettings(max_requests=10))
+    account = hall.serve()
+    hall.wait(chat(headers=named(x_llm_d_inference_fairness_id="alice")))
+    hall.wait(chat(headers=named(x_llm_d_inference_fairness_id="bob")))
+    hall.end(account)
+    hall.pump(0.3)
+    page = "".join(
+        write(family, openmetrics=False) for family in hall.record.families(lambda: hall.dispatcher.look(hall.now_s))
+    )
+    assert (
+        'llm_d_epp_flow_control_queue_size{fairness_id="bob",priority="0",inference_pool="pool",model_name="base",'
+        'target_model_name="base"} 1\n'
+    ) in page
+    assert 'fairness_id="alice",priority="0",outcome="Dispatched",inference_pool="pool"' in page
+    assert 'llm_d_epp_flow_control_requests_total{outcome="Dispatched",priority="0",inference_pool="pool"} 2\n' in page
+    assert 'llm_d_epp_flow_control_pool_saturation{inference_pool="pool",stage="effective"} 1.0\n' in page
+    assert 'llm_d_epp_flow_control_global_capacity_utilization_requests{inference_pool="pool"} 0.1\n' in page
+    assert "inference_extension_flow_control_queue_bytes{" in page
+    assert "llm_d_epp_flow_control_dispatch_cycle_duration_seconds_count 1\n" in page
+
+
+def test_names_of_flows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epp.observe.metrics.MAX_NAMES", 3)
+    hall = Hall(1)
+    hall.serve()
+    for number in range(20):
+        hall.wait(chat(headers=named(x_llm_d_inference_fairness_id=f"tenant-{number}")))
+    look = hall.dispatcher.look(hall.now_s)
+    sizes = next(one for one in hall.record.families(lambda: look) if one.name == "llm_d_epp_flow_control_queue_size")
+    flows = {labels[0] for labels, _ in sizes.values}  # type: ignore[union-attr]  # it is no histogram
+    assert len(flows) <= 4 and "other" in flows
+
+
+class Machine(RuleBasedStateMachine):
+    """Whatever happens: one answer for each who waits, and a ledger that counts those who run and no others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        band = BandSettings(max_requests=6, policies=Policies(fairness="weighted-tokens", ordering="shortest-prompt"))
+        self.hall = Hall(2, FlowSettings(default=band, ttl_s=10.0, empty_ttl_s=30.0, max_requests=8))
+        self.waiters: list[Waiter] = []
+        self.left: set[Waiter] = set()
+        self.running: list[Account] = []
+
+    @rule(tenant=st.sampled_from("abc"), words=st.integers(1, 300), wait=st.sampled_from(["", "0", "2000"]))
+    def arrive(self, tenant: str, words: int, wait: str) -> None:
+        headers = {"x-llm-d-inference-fairness-id": tenant, MAX_WAIT_HEADER: wait}
+        try:
+            routed = self.hall.route(chat("word " * words, headers=headers))
+        except Drop:
+            return
+        if isinstance(routed, Waiter):
+            self.waiters.append(routed)
+        else:
+            self.running.append(routed[1])
+
+    @rule(seconds=st.sampled_from([0.0, 0.0, 0.5, 5.0, 40.0]))
+    def pump(self, seconds: float) -> None:
+        self.hall.pump(seconds)
+        self.collect()
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        self.hall.end(self.running.pop(data.draw(st.integers(0, len(self.running) - 1))))
+
+    @precondition(lambda self: self.waiters)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        waiter = data.draw(st.sampled_from(self.waiters))
+        waiter.place.cancel(self.hall.now_s)
+        if not waiter.answers:
+            self.left.add(waiter)
+
+    @rule(endpoints=st.integers(0, 3))
+    def members(self, endpoints: int) -> None:
+        self.hall.have(endpoints)
+
+    @rule()
+    def drain(self) -> None:
+        if len(self.waiters) > 12:
+            self.hall.dispatcher.drain(self.hall.now_s)
+            self.collect()
+
+    def collect(self) -> None:
+        for waiter in self.waiters:
+            if waiter.answers and isinstance(waiter.answers[0], tuple) and waiter not in self.left:
+                self.running.append(waiter.account)
+                self.left.add(waiter)
+
+    @invariant()
+    def one_answer_each(self) -> None:
+        waiting = [one for one in self.waiters if not one.answers and one not in self.left]
+        assert self.hall.control.requests == len(waiting)
+        assert all(len(one.answers) <= 1 for one in self.waiters)
+        assert not self.hall.faults
+
+    @invariant()
+    def the_ledger_counts_those_who_run(self) -> None:
+        keys = {endpoint.key for endpoint in self.hall.endpoints.members}
+        here = [account for account in self.running if account.endpoint.key in keys]
+        # One whose endpoint left and came back runs on the endpoint that was.
+        assert self.hall.in_flight() <= len(here)
+
+    def teardown(self) -> None:
+        self.hall.dispatcher.drain(self.hall.now_s)
+        self.collect()
+        for account in self.running:
+            self.hall.end(account)
+        assert self.hall.in_flight() == 0
+        assert self.hall.control.requests == 0
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
