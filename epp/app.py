@@ -86,8 +86,8 @@ NOTICE_S = 5.0
 
 BLOCK_TOKENS = BLOCK_BYTES // 4
 
-LAST_WORD_S = 1.0
-"""Before the end of the grace period, those who still wait for their turn are refused: their clients can go elsewhere."""
+ENVOY_FOLLOWS_S = 0.25
+"""How long those who wait for a first endpoint wait on, where Envoy learns of it from our file: it would know no such server yet."""
 
 STALLED_SCRAPES = 2
 """Scrapes in a row without an answer in time (2 s each) after which a server that shares its port with its metrics page is passed
@@ -328,10 +328,10 @@ class Picker:
         """Say at once that we stop, take calls for `notice_s` more, let open ones go on for `grace_s`, then end."""
         self._draining = True
         self._health.changed()
+        # At once: when Envoy sees that we stop, it calls off what is undecided, and who waits would go on to any server unasked.
+        self.dispatcher.drain(asyncio.get_running_loop().time())
         log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
         await asyncio.sleep(notice_s)
-        # Who waits may still get a turn, and is told in time that it did not.
-        asyncio.get_running_loop().call_later(max(0.0, grace_s - LAST_WORD_S), self._refuse_waiting)
         await self._server.stop(grace_s)
         self._ticker.close()
         self._watch.stop()
@@ -375,16 +375,17 @@ class Picker:
         )
         return Queue(control, self._flow_record, self._ticker.wake)
 
+    def _pool_changed(self) -> None:
+        self.dispatcher.pool_changed(asyncio.get_running_loop().time())
+
     def _pump(self, now_s: float) -> bool:
         return self.dispatcher.pump(now_s)
-
-    def _refuse_waiting(self) -> None:
-        self.dispatcher.drain(asyncio.get_running_loop().time())
 
     def _flow_families(self) -> Iterable[Family]:
         return self._flow_record.families(lambda: self.dispatcher.look(asyncio.get_running_loop().time()))
 
     def _membership(self, wanted: Sequence[Endpoint]) -> None:
+        was_empty = not len(self.endpoints)
         change = self.endpoints.replace(wanted)
         for slot, _ in change.removed:
             self._reports.forget(slot)
@@ -392,7 +393,10 @@ class Picker:
             self._scraper.follow(change)
         if self._eds is not None:
             self._eds.publish(self.endpoints.members)
-        self.dispatcher.pool_changed(asyncio.get_running_loop().time())
+        if was_empty and self._eds is not None:
+            asyncio.get_running_loop().call_later(ENVOY_FOLLOWS_S, self._pool_changed)
+        else:
+            self._pool_changed()
         log.info("endpoints: %d (%d added, %d removed)", len(self.endpoints), len(change.added), len(change.removed))
 
     def _resources_changed(self, objects: Sequence[Resource]) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import inf
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from epp.configuration import build, load
-from epp.dispatcher import MAX_WAIT_HEADER, OBJECTIVE_HEADERS, SLO_HEADER, Account, Dispatcher, Place, Policy, Queue
+from epp.dispatcher import MAX_WAIT_HEADER, SLO_HEADER, Account, Dispatcher, Place, Policy, Queue
 from epp.drops import Drop, Reason
 from epp.endpoint import Endpoints
 from epp.extproc.events import Arrival, Cause, Finished, Routed
 from epp.flow.control import FlowControl
-from epp.flow.settings import BandSettings, FlowSettings, Policies
+from epp.flow.settings import BandSettings, FlowSettings, Policies, Static
 from epp.ledger import Ledger
 from epp.observe.flow import FlowRecord
 from epp.observe.logs import DecisionLog
@@ -26,6 +27,7 @@ from epp.observe.text import write
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
+from epp.request import Request
 from tests.unit.test_dispatcher import LONG, NOW_S, chat, members
 
 CONFIG = """
@@ -302,10 +304,54 @@ def test_one_that_cannot_be_answered_does_not_hold_up_others() -> None:
     assert [kind for kind, _ in hall.faults] == ["resume"]
 
 
-def test_below_priority_0_waits_rather_than_be_shed() -> None:
-    hall = Hall(1, FlowSettings(default=BandSettings(), negative=BandSettings()))
+def test_below_priority_0_waits_rather_than_be_shed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = Hall(1)
+    monkeypatch.setattr(hall.dispatcher, "_request", below(hall.dispatcher._request))
+    running = hall.serve()
+    waiter = hall.wait()
+    assert waiter.place.request.priority == -1
+    hall.end(running)
+    hall.pump()
+    assert waiter.account.request.priority == -1
+
+
+def test_a_turn_is_a_turn_whatever_the_ceiling_of_a_limit_above_1() -> None:
+    hall = Hall(1, FlowSettings(limit=Static(3.0)))
+    accounts = [hall.serve() for _ in range(3)]
+    assert len(accounts) == 3
+    hall.wait()
+
+
+def below(request: Callable[..., Request]) -> Callable[..., Request]:
+    """Requests of priority -1."""
+    return lambda *args: msgspec.structs.replace(request(*args), priority=-1)
+
+
+def test_a_first_token_makes_room_too() -> None:
+    hall = Hall(1)
+    running = hall.serve(chat(stream=True))
+    hall.wait()
+    woken = hall.woken
+    hall.dispatcher.first_body(running, hall.now_s)
+    assert hall.woken == woken + 1
+
+
+def test_load_that_falls_wakes_nobody_where_nobody_waits() -> None:
+    hall = Hall(1)
+    hall.end(hall.serve())
+    hall.dispatcher.load_fell()
+    assert hall.woken == 0
+
+
+def test_who_leaves_while_another_is_told_hears_nothing() -> None:
+    hall = Hall(1)
     hall.serve()
-    assert hall.wait(chat(headers={OBJECTIVE_HEADERS[0]: "nobody knows"})).place.request.priority == 0
+    first, second = hall.wait(), hall.wait()
+    told = second.answers
+    first.place.resume = lambda routed: second.place.cancel(hall.now_s)
+    hall.pump(10.0)
+    assert told == []
+    assert hall.control.requests == 0
 
 
 def test_metrics_of_the_queue() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from math import inf
 
 from hypothesis import given
@@ -27,3 +28,18 @@ def test_it_is_a_sorted_list_that_keeps_little_of_what_left(steps: list[tuple[bo
         assert heap.floor() <= (expected[0] if expected else inf)
         assert not expected or heap.floor() == expected[0], "top() has cleared the way"
         assert len(heap._entries) <= 2 * len(kept) + 34
+
+
+def test_it_stays_sorted_after_a_sweep() -> None:
+    rng = random.Random(5)
+    heap: Heap[float] = Heap()
+    entries = [heap.push(key, key) for key in (rng.random() for _ in range(500))]
+    gone = rng.sample(entries, 400)
+    for entry in gone:
+        heap.discard(entry)
+    left = []
+    while (key := heap.top()) is not None:
+        left.append(key)
+        heap.discard(next(entry for entry in entries if entry.item == key))
+    assert len(left) == 100
+    assert left == sorted(left)
