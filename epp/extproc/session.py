@@ -162,8 +162,12 @@ class _Call(Generic[Handle]):
                 self._send(effect)
 
     def _send(self, reply: Reply) -> None:
-        if type(reply) is ResponseHeadersReply and self._added:
-            reply = msgspec.structs.replace(reply, set_headers=self._added)
+        if type(reply) is ResponseHeadersReply:
+            if self._waiting is not None:
+                # Somebody else answered, a time limit of the proxy for one: nobody waits for a turn any more.
+                self._give_up(self._waiting)
+            if self._added:
+                reply = msgspec.structs.replace(reply, set_headers=self._added)
         self._stream.send(encode(reply))
         if type(reply) is Immediate and reply.drop is not self._dispatchers_drop:
             self._incidents.refused(reply.drop)

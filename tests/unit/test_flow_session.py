@@ -105,11 +105,18 @@ def test_what_cannot_be_read_gives_up_the_place() -> None:
 def test_an_answer_that_overtakes_its_request_leaves_nothing_behind() -> None:
     hall = Hall()
     scene = Scene(hall).hear(headers(), body(), answer_headers())
-    hall.call()
-    assert hall.open == 0
-    assert hall.names() == ["route", "finished"]
+    assert hall.seat.cancelled == 1
     scene.hear(answer_body(b"x", True))
     scene.session.closed(True)
+    assert hall.seat.cancelled == 1
+    assert hall.names() == ["route"]
+
+
+def test_a_turn_that_came_while_its_request_was_overtaken_is_given_back() -> None:
+    hall = Hall()
+    Scene(hall).hear(headers(), body(), answer_headers())
+    hall.call()
+    assert hall.open == 0
     assert hall.names() == ["route", "finished"]
 
 
