@@ -127,6 +127,7 @@ class Endpoints:
         self.in_flight: FloatArray = np.zeros(capacity)
         self.in_flight_tokens: FloatArray = np.zeros(capacity)
         self.picked_since_report: FloatArray = np.zeros(capacity)
+        self.prefill_rate: FloatArray = np.full(capacity, np.nan)
         self.adapters: list[Adapters] = [NO_ADAPTERS] * capacity
         # True until a server says otherwise: vLLM names its slots only after its first request for an adapter.
         self.adapter_room: BoolArray = np.ones(capacity, dtype=np.bool_)
@@ -340,6 +341,7 @@ class Endpoints:
         self.incarnation[slot] += 1
         for unknown in (self.waiting, self.running, self.kv_usage, *self.custom.values()):
             unknown[slot] = np.nan
+        self.prefill_rate[slot] = np.nan
         for nothing in (self.in_flight, self.in_flight_tokens, self.picked_since_report):
             nothing[slot] = 0.0
         self.updated_s[slot] = NEVER
@@ -365,6 +367,7 @@ class Endpoints:
             np.concatenate([column, np.zeros(old)])
             for column in (self.in_flight, self.in_flight_tokens, self.picked_since_report)
         )
+        self.prefill_rate = np.concatenate([self.prefill_rate, np.full(old, np.nan)])
         self.adapter_room = np.concatenate([self.adapter_room, np.ones(old, dtype=np.bool_)])
         self._adapter_columns = {
             name: np.concatenate([column, np.zeros(old, dtype=np.int8)])
@@ -424,6 +427,11 @@ class Candidates:
     def in_flight_tokens(self) -> FloatArray:
         """Uncached prompt tokens that we sent there and that are not known to be prefilled yet."""
         return self._gather("in_flight_tokens")
+
+    @property
+    def prefill_rate(self) -> FloatArray:
+        """Uncached prompt tokens a second that each was seen to prefill; NaN where that was not seen yet."""
+        return self._gather("prefill_rate")
 
     @property
     def updated_s(self) -> FloatArray:

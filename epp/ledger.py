@@ -1,7 +1,7 @@
 """What we sent where and what is not over yet: requests and uncached prompt tokens in flight, by endpoint.
 
 Scraped load is old the moment it arrives; what was picked is known at once. `Ledger` is the only writer of the columns
-`in_flight`, `in_flight_tokens` and `picked_since_report` of `Endpoints`. Requests are released by the exchange's end. Tokens are
+`in_flight`, `in_flight_tokens`, `picked_since_report` and `prefill_rate` of `Endpoints`. Requests are released by the exchange's end. Tokens are
 released at the first piece of the answer where it is seen, and by estimate where it is hidden:
 
 **The line.** Per endpoint all uncached prompt tokens sent there stand in one line, first come first served, and the server
@@ -393,9 +393,13 @@ class Ledger:
             # The server may have been idle in between.
             account.known, account.known_s = entry.end, now_s
         elif tokens >= LEAST_SAMPLE_TOKENS:
-            account.sample(tokens, now_s - since_s)
+            self._sample(account, tokens, now_s - since_s)
             account.known, account.known_s = entry.end, now_s
         account.place(float(entry.end), now_s)
+
+    def _sample(self, account: _Account, tokens: float, seconds: float) -> None:
+        account.sample(tokens, seconds)
+        self._endpoints.prefill_rate[account.slot] = account.rate
 
     def _settle(self, account: _Account, number: int, until_s: float, now_s: float) -> None:
         """Hidden entries up to `number` that were taken before `until_s` are done."""
@@ -426,7 +430,7 @@ class Ledger:
         if not (first or restarted):
             self._correct(account, account.reported_at + done, int(report.waiting or 0), now_s)
             if (was_waiting and is_waiting) or done > account.rate * elapsed_s:
-                account.sample(done, elapsed_s)
+                self._sample(account, done, elapsed_s)
         account.guessed.clear()
         account.reported_at = account.position(now_s)
         return restarted

@@ -24,6 +24,7 @@ from scorers.lora_affinity_scorer import LoraAffinityScorer
 from scorers.max_score_picker import MaxScorePicker
 from scorers.no_hit_lru_scorer import NoHitLruScorer
 from scorers.prefill_filter import PrefillFilter
+from scorers.prefill_wait_detector import PrefillWaitDetector
 from scorers.prefix_cache_affinity_filter import PrefixCacheAffinityFilter
 from scorers.prefix_cache_scorer import PrefixCacheScorer
 from scorers.queue_scorer import QueueScorer
@@ -60,6 +61,7 @@ PLUGINS: Final[Mapping[str, type[Filter] | type[Scorer] | type[Picker] | type[Pr
     "max-score-picker": MaxScorePicker,
     "no-hit-lru-scorer": NoHitLruScorer,
     "prefill-filter": PrefillFilter,
+    "prefill-wait-detector": PrefillWaitDetector,
     "prefix-cache-affinity-filter": PrefixCacheAffinityFilter,
     "prefix-cache-scorer": PrefixCacheScorer,
     "queue-scorer": QueueScorer,
