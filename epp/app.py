@@ -394,6 +394,7 @@ class Picker:
         if self._eds is not None:
             self._eds.publish(self.endpoints.members)
         if was_empty and self._eds is not None:
+        self.metrics.forget(endpoint for _, endpoint in change.removed)
             asyncio.get_running_loop().call_later(ENVOY_FOLLOWS_S, self._pool_changed)
         else:
             self._pool_changed()

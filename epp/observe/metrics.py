@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
 from typing import Literal, Protocol
 
 from epp.drops import Outcome, Reason
@@ -18,6 +19,10 @@ MAX_NAMES = 1000
 
 MAX_SERIES = 4000
 """Combinations of them. One holds 2 KB, and a client can invent names: without a bound it could fill the memory."""
+
+MAX_PICKS = 10_000
+"""Combinations of a target model with an endpoint; past them an endpoint's picks are counted without the model. A row of the page
+takes 5 µs to write: a thousand invented names at a thousand endpoints would hold up the loop for 5 s at each scrape."""
 
 MAX_NAME_LENGTH = 256
 """Characters of a name that can still be a label."""
@@ -219,9 +224,15 @@ class Metrics:
         """A scheduling attempt chose `endpoint` for a request to the model `target`."""
         count = self.picks.get((target, endpoint.name, endpoint.namespace, endpoint.port))
         if count is None:
-            name = _admit(target, self._targets)
+            name = _admit(target, self._targets) if len(self.picks) < MAX_PICKS else OTHER
             count = self.picks.setdefault((name, endpoint.name, endpoint.namespace, endpoint.port), [0])
         count[0] += 1
+
+    def forget(self, endpoints: Iterable[Endpoint]) -> None:
+        """`endpoints` left the pool: their picks are shown no more. Where pods come and go they would add up for ever."""
+        gone = {(one.name, one.namespace, one.port) for one in endpoints}
+        if gone:
+            self.picks = {pick: count for pick, count in self.picks.items() if pick[1:] not in gone}
 
     def rewritten(self, rewrite: str, model: str, target: str) -> None:
         """The rewrite object called `rewrite` had a request for `model` served as `target`."""

@@ -185,6 +185,20 @@ PREFIX = HEADER + "plugins:\n- {type: approx-prefix-cache-producer, parameters: 
 IN_FLIGHT = HEADER + "plugins:\n- {type: inflight-load-producer, parameters: {%s}}\n"
 
 
+class TestMembership:
+    async def test_what_is_counted_of_an_endpoint_goes_with_it(self) -> None:
+        it = picker()
+        stays, goes = (
+            Endpoint(name="a", address="10.0.0.1", port=8000),
+            Endpoint(name="b", address="10.0.0.2", port=8000),
+        )
+        it._membership([stays, goes])
+        for endpoint in (stays, goes):
+            it.metrics.picked(endpoint, "base")
+        it._membership([stays])
+        assert [pick[1] for pick in it.metrics.picks] == ["a"]
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         ("parameters", "ratio", "most"),

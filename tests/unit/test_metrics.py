@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from epp.drops import OUTCOMES, Reason
 from epp.endpoint import Endpoint
 from epp.observe import metrics as record
-from epp.observe.metrics import MAX_NAME_LENGTH, MAX_NAMES, MAX_SERIES, OTHER, Key, Metrics, Row
+from epp.observe.metrics import MAX_NAME_LENGTH, MAX_NAMES, MAX_PICKS, MAX_SERIES, OTHER, Key, Metrics, Row
 
 KEY: Key = ("llama", "llama-8b", 0, "team-a")
 ENDPOINT = Endpoint(name="pod-0", namespace="models", address="10.0.0.1", port=8000)
@@ -223,6 +223,26 @@ def test_invented_target_models_end_in_one_count_of_picks() -> None:
     for number in range(MAX_NAMES + 50):
         metrics.picked(ENDPOINT, f"invented-{number}")
     assert metrics.picks[OTHER, "pod-0", "models", 8000] == [50]
+
+
+def test_combinations_of_models_and_endpoints_are_bounded() -> None:
+    metrics = Metrics()
+    pool = [Endpoint(name=f"pod-{number}", namespace="models", address="10.0.0.1", port=8000) for number in range(100)]
+    for number in range(MAX_PICKS + 700):
+        metrics.picked(pool[number % 100], f"m{number // 100}")
+    assert len(metrics.picks) == MAX_PICKS + 100
+    assert metrics.picks[OTHER, "pod-7", "models", 8000] == [7]
+    assert metrics.picks["m0", "pod-7", "models", 8000] == [1]
+
+
+def test_picks_of_an_endpoint_that_left_are_forgotten() -> None:
+    metrics = Metrics()
+    other = Endpoint(name="pod-0", namespace="models", address="10.0.0.1", port=8001)
+    for endpoint in (ENDPOINT, other):
+        metrics.picked(endpoint, "llama-8b")
+        metrics.picked(endpoint, "qwen")
+    metrics.forget([ENDPOINT])
+    assert metrics.picks == {("llama-8b", "pod-0", "models", 8001): [1], ("qwen", "pod-0", "models", 8001): [1]}
 
 
 @pytest.mark.parametrize("name", ["x" * (MAX_NAME_LENGTH + 1), "line\nbreak", "lone \ud800 surrogate", "nul\0"])
