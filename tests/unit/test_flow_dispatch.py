@@ -388,6 +388,22 @@ def test_names_of_flows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(flows) <= 4 and "other" in flows
 
 
+def test_a_burst_within_one_turn_of_the_loop_fills_the_pool_and_no_more() -> None:
+    for size in (1, 2, 3, 8, 50):
+        hall = Hall(size)
+        routed = [hall.route() for _ in range(3 * size)]
+        assert [isinstance(one, Waiter) for one in routed] == [False] * size + [True] * 2 * size
+
+
+def test_saturation_is_told_anew_when_time_has_passed() -> None:
+    hall = Hall(8)
+    hall.serve()
+    for slot in hall.endpoints.slots.tolist():
+        hall.ledger.take(slot, 1, hall.now_s, sees_body=True)
+    hall.now_s += 0.06
+    hall.wait()
+
+
 class Machine(RuleBasedStateMachine):
     """Whatever happens: one answer for each who waits, and a ledger that counts those who run and no others."""
 
