@@ -55,6 +55,7 @@ test-faults: $(VENV)/.ready  ## every fault in every phase of a request, against
 .PHONY: bench
 bench: $(VENV)/.ready  ## CPU per request, per chunk, idle, memory against the budgets
 	@$(BIN)/python -m bench.cost
+	@$(BIN)/python -m bench.flow
 
 .PHONY: test-vllm
 test-vllm: $(VENV)/.ready  ## the same against two real vLLM servers on CPU (installs 6 GB)

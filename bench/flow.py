@@ -1,6 +1,6 @@
 """What flow control costs: `python -m bench.flow`. Microseconds of CPU, the median of several runs.
 
-The core alone: neither the body's parse nor the pick is in it.
+Neither the body's parse nor the pick is in any of it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,20 @@ import tracemalloc
 from collections.abc import Callable
 from typing import get_args
 
+from epp.configuration import build, load
+from epp.dispatcher import Dispatcher, Place, Policy, Queue
+from epp.endpoint import Endpoint, Endpoints, Report
 from epp.flow.control import FlowControl
 from epp.flow.settings import BandSettings, Fairness, FlowSettings, Holdback, Ordering, Policies
 from epp.flow.ticket import Ticket
+from epp.ledger import Ledger
+from epp.observe.flow import FlowRecord
+from epp.observe.logs import DecisionLog
+from epp.observe.metrics import Metrics
+from epp.openai.tokens import TokenEstimator
+from epp.pipeline import PluginFaults
+from epp.prefix.index import PrefixIndex
+from epp.request import Request
 
 WAITING = 10_000
 TENANTS = 50
@@ -90,6 +101,46 @@ def passing_us(settings: FlowSettings, waits_below: bool) -> float:
     return per_call_us(work)
 
 
+def added_us(detector: str, endpoints: int) -> float:
+    """To a request that need not wait, at the dispatcher: saturation, the question, the count."""
+    text = (
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        f"plugins: [{{type: {detector}}}]\nsaturationDetector: {{pluginRef: {detector}}}\n"
+    )
+    rng = random.Random(7)
+    columns = Endpoints()
+    columns.replace(
+        [Endpoint(name=f"pod-{n}", address=f"10.0.{n // 250}.{n % 250}", port=80) for n in range(endpoints)]
+    )
+    for slot in columns.slots.tolist():
+        columns.report(slot, Report(waiting=0.0, running=1.0, kv_usage=0.1), 0.0)
+    metrics = Metrics()
+    control: FlowControl[Place] = FlowControl(FlowSettings(), 0.0)
+    queue = Queue(control, FlowRecord(metrics, "pool", detector), lambda: None)
+    dispatcher = Dispatcher(
+        endpoints=columns,
+        pipeline=build(load(text, "bench"), rng, PluginFaults(print)),
+        ledger=Ledger(columns),
+        index=PrefixIndex(),
+        metrics=metrics,
+        estimator=TokenEstimator(),
+        policy=Policy(),
+        rng=rng,
+        timer=time.perf_counter,
+        faults=print,
+        decisions=DecisionLog(),
+        queue=queue,
+    )
+    request = Request(request_id="1", path="/v1/completions", model="base", target_model="base", headers={})
+
+    def work() -> int:
+        for _ in range(5000):
+            assert dispatcher._passes(queue, request, 0.0)
+        return 5000
+
+    return per_call_us(work)
+
+
 def cancel_us() -> float:
     rng = random.Random(7)
     flow = waiting("weighted-tokens", "shortest-prompt", rng, 2 * WAITING)
@@ -116,6 +167,10 @@ def main() -> None:
     print(f"a request that need not wait        {passing_us(FlowSettings(), False):6.2f} µs")
     print(f"  while lower priorities wait       {passing_us(FlowSettings(), True):6.2f} µs")
     print(f"  with priority-holdback            {passing_us(FlowSettings(limit=Holdback(0.5)), False):6.2f} µs")
+    print("what it adds to such a request, the detector's work included")
+    for detector in ("utilization-detector", "concurrency-detector", "prefill-wait-detector"):
+        few, many = added_us(detector, 8), added_us(detector, 1000)
+        print(f"  {detector:24} {few:6.2f} µs at 8 endpoints, {many:6.2f} µs at 1,000")
     print(f"\n{WAITING:,} waiting, {TENANTS} tenants, {len(PRIORITIES)} bands: one leaves, one comes")
     for fairness in get_args(Fairness):
         for ordering in get_args(Ordering):

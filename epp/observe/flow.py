@@ -72,24 +72,30 @@ class Now(msgspec.Struct, frozen=True):
 class FlowRecord:
     """Counts how waits end, labelled as `metrics` labels requests: names past its bounds are `other`.
 
-    A request that need not wait counts too, with a wait of 0. It costs 0.4 µs.
+    A request that need not wait counts too, with a wait of 0. It costs 0.6 µs.
     """
 
     def __init__(self, metrics: Metrics, pool: str, detector: str) -> None:
         self._metrics = metrics
         self._pool = pool
         self._detector = detector
-        self.endings: Counter[tuple[str, int]] = Counter()
         self.waits: dict[tuple[Key, str], Row] = {}
         self.cycles = new_row(CYCLE_BOUNDS)
 
     def ended(self, key: Key, ending: str, waited_s: float) -> None:
-        self.endings[ending, key[2]] += 1
         row = self.waits.get((key, ending))
         if row is None:
             row = self.waits.setdefault((self._metrics.labels(key), ending), new_row(WAIT_BOUNDS))
         row[bisect_left(WAIT_BOUNDS, waited_s)] += 1
         row[-1] += waited_s
+
+    @property
+    def endings(self) -> Counter[tuple[str, int]]:
+        """Requests by how their wait ended and by priority."""
+        counts: Counter[tuple[str, int]] = Counter()
+        for (key, ending), row in self.waits.items():
+            counts[ending, key[2]] += int(sum(row[:-1]))
+        return counts
 
     def cycle(self, seconds: float) -> None:
         """One round of giving up and letting go."""
