@@ -325,7 +325,7 @@ class Picker:
         )
 
     async def stop(self, notice_s: float, grace_s: float) -> None:
-        """Say at once that we stop, take calls for `notice_s` more, let open ones go on for `grace_s`, then end."""
+        """Say at once that we stop, take calls for `notice_s` more, let open ones go on for `grace_s`, then `close`."""
         self._draining = True
         self._health.changed()
         # At once: when Envoy sees that we stop, it calls off what is undecided, and who waits would go on to any server unasked.
@@ -333,6 +333,12 @@ class Picker:
         log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
         await asyncio.sleep(notice_s)
         await self._server.stop(grace_s)
+        await self.close()
+        log.info("stopped")
+
+    async def close(self) -> None:
+        """End everything now. Safe to call twice, and after a `start` that failed."""
+        await self._server.stop(0.0)
         self._ticker.close()
         self._watch.stop()
         if self._trust_timer is not None:
@@ -346,7 +352,6 @@ class Picker:
             self._eds.close()
         await self._observation.close()
         await self._health_server.stop(0.0)
-        log.info("stopped")
 
     def serving(self, service: str) -> bool | None:
         """The health service's answer; None for a name nobody knows."""
@@ -389,12 +394,12 @@ class Picker:
         change = self.endpoints.replace(wanted)
         for slot, _ in change.removed:
             self._reports.forget(slot)
+        self.metrics.forget(endpoint for _, endpoint in change.removed)
         if self._scraper is not None:
             self._scraper.follow(change)
         if self._eds is not None:
             self._eds.publish(self.endpoints.members)
         if was_empty and self._eds is not None:
-        self.metrics.forget(endpoint for _, endpoint in change.removed)
             asyncio.get_running_loop().call_later(ENVOY_FOLLOWS_S, self._pool_changed)
         else:
             self._pool_changed()
@@ -577,7 +582,14 @@ async def _serve(settings: Settings, configuration: Configuration) -> None:
         # Before anything else: the first process of a container has no default action for either.
         loop.add_signal_handler(number, told.put_nowait, number)
     picker = Picker(settings, configuration)
-    await picker.start()
+    try:
+        await picker.start()
+        await _until_told(picker, settings, told)
+    finally:
+        await picker.close()
+
+
+async def _until_told(picker: Picker, settings: Settings, told: asyncio.Queue[signal.Signals]) -> None:
     # What lives now lives for good: the collector need not walk it again and again. A request makes about a hundred objects
     # that reference counts take away; the default threshold of 700 would look for cycles after every seventh.
     gc.collect()
@@ -593,6 +605,7 @@ async def _serve(settings: Settings, configuration: Configuration) -> None:
     if not stopping.done():
         log.warning("told to end twice: ending at once")
         stopping.cancel()
+        await asyncio.wait((stopping,))
         return
     await stopping
 
