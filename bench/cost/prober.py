@@ -2,7 +2,8 @@
 
     python -m bench.cost.prober PORT RATE SECONDS PROMPT_BYTES
 
-A request's latency counts from the time at which it should have left. Prints milliseconds as JSON: p50, p90, p99, max.
+A request's latency counts from the time at which it should have left, by the system's clock: the loop's own is good to a
+millisecond. Prints milliseconds as JSON: p50, p90, p99, max.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import random
 import sys
+import time
 from collections import deque
 from typing import cast
 
@@ -74,7 +77,7 @@ class Probe:
         self._send()
 
     def answered(self, client: Client, due_s: float) -> None:
-        self.latencies_s.append(self._loop.time() - due_s)
+        self.latencies_s.append(time.monotonic() - due_s)
         self._free.append(client)
         self._send()
 
@@ -82,6 +85,40 @@ class Probe:
         while self._late and self._free:
             self._sent += 1
             self._free.pop().ask(self._requests[self._sent % len(self._requests)], self._late.popleft())
+
+
+async def _keep_time(due_s: list[float], loop: asyncio.AbstractEventLoop, probing: Probe) -> None:
+    """Tell `probing` of each time as it comes.
+
+    By a thread that sleeps: the loop's own timers are good to a millisecond, and turning until then would take a core from
+    what is measured.
+    """
+    reading, writing = os.pipe()
+    left = deque(due_s)
+
+    def send() -> None:
+        while left and left[0] <= time.monotonic():
+            probing.due(left.popleft())
+
+    def ticked() -> None:
+        os.read(reading, 4096)
+        send()
+
+    def tell() -> None:
+        for at_s in due_s:
+            wait_s = at_s - time.monotonic()
+            if wait_s > 0:
+                time.sleep(wait_s)
+            os.write(writing, b".")
+
+    loop.add_reader(reading, ticked)
+    try:
+        await loop.run_in_executor(None, tell)
+        send()
+    finally:
+        loop.remove_reader(reading)
+        os.close(reading)
+        os.close(writing)
 
 
 async def probe(port: int, rate: float, seconds: float, prompt_bytes: int) -> dict[str, float]:
@@ -93,16 +130,11 @@ async def probe(port: int, rate: float, seconds: float, prompt_bytes: int) -> di
     probing = Probe(loop, [head % len(body) + body for body in bodies])
     await probing.connect(port)
     rng = random.Random(5)
+    due_s = [time.monotonic() + 0.1]
+    while due_s[-1] < due_s[0] + seconds:
+        due_s.append(due_s[-1] + rng.expovariate(rate))
     gc.freeze()
-    due_s = loop.time() + 0.1
-    end_s = due_s + seconds
-    while due_s < end_s:
-        wait_s = due_s - loop.time()
-        # The loop's timers are good to a millisecond; the last one is spent turning.
-        await asyncio.sleep(wait_s - 0.001 if wait_s > 0.002 else 0)
-        while due_s <= loop.time():
-            probing.due(due_s)
-            due_s += rng.expovariate(rate)
+    await _keep_time(due_s, loop, probing)
     await asyncio.sleep(0.5)
     # The first tenth warms up what lies between.
     kept = np.array(probing.latencies_s[len(probing.latencies_s) // 10 :]) * 1e3

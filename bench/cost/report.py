@@ -118,22 +118,16 @@ def plot(everything: Sequence[Stored]) -> None:
     if theirs:
         across, down = [share for share, _ in theirs], [place for _, place in theirs]
         axes.scatter(across, down, marker="D", s=22, color="#555555", zorder=3, label="Go picker v0.10")
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.axvline(1.0, color="black", linewidth=1, zorder=3)
     axes.set_xscale("log")
     axes.set_yticks(places, [result.title for result in results])
     axes.set_ylim(0.4, len(results) + 0.6)
     axes.set_xlabel("share of the budget (1 = the budget; logarithmic)")
     axes.grid(axis="x", color="#dddddd", zorder=0)
-    for result, place, share in zip(results, places, shares, strict=True):
-        axes.annotate(
-            f"{_with_unit(result.value, result)} of {_with_unit(result.budget, result)}",
-            (share, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-        )
+    for result, place in zip(results, places, strict=True):
+        told = f"{_with_unit(result.value, result)} of {_with_unit(result.budget, result)}"
+        axes.text(1.01, place, told, transform=axes.get_yaxis_transform(), va="center", fontsize=7)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
