@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.drops import Drop, Reason
-from epp.openai.api import NAMES_MODEL, SUFFIXES, Kind
-from epp.openai.body import OPAQUE, READERS, Parsed, parse
+from epp.openai.api import COMPUTES_NOTHING, NAMES_MODEL, SUFFIXES, Kind
+from epp.openai.body import MAX_VALUES, OPAQUE, READERS, Parsed, parse
 
 PATHS = {
     Kind.CHAT: "/v1/chat/completions",
@@ -442,3 +442,28 @@ def test_any_octets_are_read_or_refused(kind: Kind | None, body: bytes, truncate
         parse({} if kind is None else headers(kind), body, truncated=truncated)
     except Drop as drop:
         assert kind in NAMES_MODEL and not truncated, drop.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Kind.CHAT, {"messages": [{"role": "user"}] * MAX_VALUES}),
+        (Kind.COMPLETIONS, {"prompt": [[1, 2, 3]] * MAX_VALUES}),
+        (Kind.EMBEDDINGS, {"input": ["abc"] * 2 * MAX_VALUES}),
+    ],
+)
+def test_a_body_of_too_many_values_is_its_own_prompt(kind: Kind, fields: dict[str, Any]) -> None:
+    text = json.dumps({"model": "base", "stream": True, **fields}).encode()
+    parsed = parse(headers(kind), text)
+    assert parsed.prompts == (text,)
+    assert (parsed.model, parsed.stream, parsed.prompt_bytes) == ("base", True, len(text))
+
+
+def test_a_long_prompt_of_few_values_is_read() -> None:
+    ids = list(range(2 * MAX_VALUES))
+    assert read(Kind.COMPLETIONS, {"model": "base", "prompt": ids}).prompts == (array("I", ids).tobytes(),)
+
+
+def test_a_crowded_body_that_computes_nothing_has_no_prompt() -> None:
+    kind = next(kind for kind in READERS if kind in COMPUTES_NOTHING)
+    assert read(kind, {"model": "base", "input": [[]] * 4 * MAX_VALUES}).prompts == ()
