@@ -136,6 +136,7 @@ def test_a_prompt_of_64_mb_flows_by_in_lean_mode_and_is_over_the_limit_of_full_d
     """Lean: routed on the beginning that Envoy holds. Full duplex: one sentence above 64 MiB."""
     prompt = STORY * (64 * 1024 * 1024 // len(STORY) + 1)
     body = b'{"model": "base", "messages": [{"role": "user", "content": "' + prompt + b'"}]}'
+    refused = scene.metric("llm_d_epp_request_error_total")
     answer = send_all(scene.port, body)
     if source == LEAN:
         assert answer.status == 200
@@ -143,7 +144,7 @@ def test_a_prompt_of_64_mb_flows_by_in_lean_mode_and_is_over_the_limit_of_full_d
     else:
         assert answer.status == 413
         assert "exceeds 67108864 bytes" in answer.json()["error"]["message"]
-        assert scene.metric("epp_degraded_total") == 1
+        assert scene.metric("llm_d_epp_request_error_total") == refused + 1
     assert scene.ask().status == 200
 
 
