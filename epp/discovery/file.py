@@ -18,6 +18,9 @@ logger = logging.getLogger("epp.discovery")
 POLL_S = 0.25
 """How often the file is looked at: one `stat`, 3 µs."""
 
+MAX_UNSTEADY_LOOKS = 8
+"""Looks in a row, two seconds of them, that may each see another file before it is read all the same."""
+
 Signature = tuple[int, ...]
 
 
@@ -33,6 +36,7 @@ class FollowedFile:
         self.path = path
         self._seen: Signature | None = None
         self._read: Signature | None = None
+        self._unsteady = 0
         self._complaint: str | None = None
 
     def load(self) -> tuple[Endpoint, ...]:
@@ -55,9 +59,12 @@ class FollowedFile:
             self._seen = self._read = None
             self._complain(f"{self.path} cannot be read: {error.strerror or error}")
             return None
-        steady, self._seen = signature == self._seen, signature
-        if not steady or signature == self._read:
+        self._unsteady = 0 if signature == self._seen else self._unsteady + 1
+        self._seen = signature
+        # A file that is written anew before every look would otherwise never be read.
+        if 0 < self._unsteady < MAX_UNSTEADY_LOOKS or signature == self._read:
             return None
+        self._unsteady = 0
         try:
             endpoints = self.load()
         except DiscoveryError as error:

@@ -148,8 +148,9 @@ class Resolution:
     def _hand_on(self) -> None:
         resolved = self._answers.apply(self._wanted)
         if resolved != self._handed_on:
-            self._handed_on = resolved
             self._on_change(resolved)
+            # Only what was taken counts as handed on: what a listener failed over is offered again.
+            self._handed_on = resolved
 
     def _follow_names(self) -> None:
         if self._refreshing is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from epp.discovery.file import FileDiscovery, FollowedFile
+from epp.discovery.file import MAX_UNSTEADY_LOOKS, FileDiscovery, FollowedFile
 from epp.discovery.source import DiscoveryError
 from epp.endpoint import Endpoint
 
@@ -56,6 +56,20 @@ def test_a_change_is_read_once_it_is_steady(path: Path) -> None:
     assert file.look() is None
     assert names(file.look()) == ["a", "b", "c"]
     assert file.look() is None
+
+
+def test_a_file_that_never_rests_is_read_all_the_same(path: Path) -> None:
+    file = FollowedFile(path)
+    file.load()
+    seen = []
+    for number in range(3 * MAX_UNSTEADY_LOOKS):
+        fresh = path.with_name(f"fresh-{number}")
+        write(fresh, text("a", f"b{number}"))
+        os.replace(fresh, path)
+        seen.append(names(file.look()))
+    assert [found for found in seen if found is not None] == [
+        ["a", f"b{turn * MAX_UNSTEADY_LOOKS - 1}"] for turn in (1, 2, 3)
+    ]
 
 
 def test_replaced_by_rename(path: Path) -> None:
