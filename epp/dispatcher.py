@@ -231,12 +231,12 @@ class Dispatcher:
             read = self._timer()
             if self._quota is not None:
                 grant = self._admit(self._quota, request, now_s)
-            if self._queue is not None and not self._passes(self._queue, request, now_s):
-                place = Place(arrival, parsed, request, grant, opened_s, self._left)
-                self._enqueue(self._queue, place, now_s)
-                self._metrics.stage("body", max(0.0, now_s - opened_s))
-                self._metrics.stage("parse", read - began)
-                return place
+            if self._queue is not None:
+                place = self._line_up(self._queue, arrival, parsed, request, grant, opened_s, now_s)
+                if place is not None:
+                    self._metrics.stage("body", max(0.0, now_s - opened_s))
+                    self._metrics.stage("parse", read - began)
+                    return place
             pick, hit_share = self._choose(request, self._eligible(arrival.subset), now_s)
         except Drop as drop:
             self._refused(drop, request, grant, now_s)
@@ -247,6 +247,30 @@ class Dispatcher:
         self._metrics.stage("parse", read - began)
         self._metrics.stage("decide", decided - read)
         return routed
+
+    def _line_up(
+        self,
+        queue: Queue,
+        arrival: Arrival,
+        parsed: Parsed,
+        request: Request,
+        grant: Grant | None,
+        opened_s: float,
+        now_s: float,
+    ) -> Place | None:
+        """Its place where the request has to wait, None where it may go on. Raises Drop."""
+        try:
+            if self._passes(queue, request, now_s):
+                return None
+            place = Place(arrival, parsed, request, grant, opened_s, self._left)
+            self._enqueue(queue, place, now_s)
+        except Drop:
+            raise
+        except Exception as error:
+            # Better out of turn than refused.
+            self._faults("flow", error)
+            return None
+        return place
 
     def _admit(self, quota: Quota, request: Request, now_s: float) -> Grant | None:
         """What the quota charged. Raises Drop."""

@@ -486,3 +486,20 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+def test_a_bug_in_flow_control_lets_requests_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = Hall()
+
+    def broken(*args: object) -> bool:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(hall.control, "passes", broken)
+    monkeypatch.setattr(hall.control, "submit", broken)
+    accounts = [hall.serve() for _ in range(5)]
+    assert {kind for kind, _ in hall.faults} == {"flow"}
+    assert hall.in_flight() == 5
+    monkeypatch.undo()
+    for account in accounts:
+        hall.end(account)
+    assert hall.in_flight() == 0
