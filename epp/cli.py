@@ -173,7 +173,7 @@ FLAGS = (
         "Serving",
         "transport",
         _choice("http2", "grpc.aio"),
-        "Server of ext_proc: our own, or the reference one at about ten times the CPU per request.",
+        "Server of ext_proc: our own, or the reference one at about four times the CPU per request.",
         shown="http2",
     ),
     Flag(
