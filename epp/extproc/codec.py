@@ -25,6 +25,7 @@ from epp.extproc.events import (
     Event,
     Immediate,
     Modes,
+    MoreTime,
     Reply,
     RequestBody,
     RequestBodyReply,
@@ -338,7 +339,14 @@ def encode(reply: Reply) -> bytes:
         return _RESPONSE_TRAILERS
     if type(reply) is Immediate:
         return _immediate(reply)
+    if type(reply) is MoreTime:
+        return _more_time(reply.seconds)
     raise TypeError("the end of the stream is no message")
+
+
+def _more_time(seconds: int) -> bytes:
+    duration = b"\x08" + _varint(seconds)
+    return b"\x52" + _varint(len(duration)) + duration
 
 
 def _varint(value: int) -> bytes:

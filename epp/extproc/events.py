@@ -225,6 +225,12 @@ class ResponseTrailersReply(msgspec.Struct, frozen=True):
     pass
 
 
+class MoreTime(msgspec.Struct, frozen=True):
+    """Ask Envoy to wait for the next reply for up to `seconds`, where its `max_message_timeout` allows as much."""
+
+    seconds: int
+
+
 class Immediate(msgspec.Struct, frozen=True):
     """Envoy answers the client itself, with what `drop` says; the exchange is over."""
 
@@ -244,6 +250,7 @@ Reply = (
     | ResponseBodyReply
     | StreamedResponseBody
     | ResponseTrailersReply
+    | MoreTime
     | Immediate
     | EndOfStream
 )
@@ -305,6 +312,7 @@ __all__ = [
     "Handle",
     "Immediate",
     "Modes",
+    "MoreTime",
     "Notice",
     "Reply",
     "RequestBody",

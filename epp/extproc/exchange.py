@@ -186,6 +186,11 @@ class Exchange:
     def __repr__(self) -> str:
         return f"<Exchange {self._asking.value} {self._answering.value}>"
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether Envoy waits for an answer no longer than its `message_timeout`: in full duplex it waits for ever."""
+        return self._modes.request is not _DUPLEX
+
     def receive(self, event: Event | Steer | Drop) -> list[Reply | Notice]:
         # isinstance costs 0.2 µs for each class that does not fit: the classes' metaclass is an ABCMeta.
         if type(event) is ResponseBody:

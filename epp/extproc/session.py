@@ -19,6 +19,7 @@ from epp.extproc.events import (
     Handle,
     Immediate,
     Modes,
+    MoreTime,
     Notice,
     Reply,
     ResponseHeadersReply,
@@ -34,6 +35,10 @@ from epp.extproc.transport import OpenSession, Session, Stream
 
 INVALID_ARGUMENT = 3
 """gRPC status of a call that sent something other than `ProcessingRequest`."""
+
+
+_WAIT = encode(MoreTime(3600))
+"""Longer than any request waits for its turn: the queue ends a wait, and Envoy's keep-alive a picker that hangs."""
 
 
 class Incidents(Protocol):
@@ -199,6 +204,8 @@ class _Call(Generic[Handle]):
             return steer
         self._waiting = routed
         routed.resume = self._resumed
+        if self._exchange.is_timed:
+            self._stream.send(_WAIT)
         return None
 
     def _resumed(self, routed: Routed[Handle]) -> None:

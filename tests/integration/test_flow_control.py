@@ -6,8 +6,10 @@ import json
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -99,6 +101,28 @@ def test_a_request_waits_until_another_has_ended(scenes: Callable[[Path], Scene]
     assert first.wait().status == second.wait().status == 200
     assert json.loads(scene.origins[0].last.body) == CHAT
     assert scene.metric(WAITS) == 0
+
+
+def impatient(config: dict[str, Any]) -> None:
+    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    ext_proc = next(f for f in manager["http_filters"] if f["name"] == "envoy.filters.http.ext_proc")
+    ext_proc["typed_config"]["message_timeout"] = "0.3s"
+
+
+def test_envoy_lets_a_request_wait_beyond_its_message_timeout(make_scene: Callable[..., Scene], config: Path) -> None:
+    scene = make_scene(1)
+    scene.start_picker(f"--config-file={config}")
+    scene.start_envoy(LEAN, impatient)
+    scene.origins[0].hold()
+    first = occupied(scene)
+    second = Later(scene)
+    wait_for(lambda: scene.metric(WAITS) == 1)
+    time.sleep(1.0)
+    assert scene.metric(WAITS) == 1
+    assert len(scene.origins[0].received) == 1
+    scene.origins[0].release()
+    assert first.wait().status == second.wait().status == 200
+    assert scene.metric("llm_d_epp_request_total") == 2
 
 
 @BOTH

@@ -19,6 +19,7 @@ from epp.extproc.events import (
     EndOfStream,
     Immediate,
     Modes,
+    MoreTime,
     Reply,
     RequestBody,
     RequestBodyReply,
@@ -360,3 +361,10 @@ class TestEncode:
     def test_the_end_of_the_stream_is_no_message(self) -> None:
         with pytest.raises(TypeError):
             encode(EndOfStream())
+
+
+@pytest.mark.parametrize("seconds", [1, 127, 128, 3600])
+def test_more_time_is_a_message_of_its_own(seconds: int) -> None:
+    expected = pb.ProcessingResponse()
+    expected.override_message_timeout.FromSeconds(seconds)
+    assert pb.ProcessingResponse.FromString(encode(MoreTime(seconds))) == expected
