@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
 
 import msgspec
 
@@ -103,6 +102,10 @@ class Outage:
         return spread(now_s - self._since_s, rng, self._bounds)
 
 
+MAX_LEVELS = 64
+"""Priority levels whose drain is remembered; the one that came first gives way. Operators use a handful."""
+
+
 class Returns:
     """Tells those who are refused when to come back: by the drain of their priority level, or by the pool's outage."""
 
@@ -116,13 +119,10 @@ class Returns:
         """A request of that priority was given an endpoint."""
         drain = self._drains.get(priority)
         if drain is None:
+            if len(self._drains) == MAX_LEVELS:
+                del self._drains[next(iter(self._drains))]
             drain = self._drains[priority] = Drain(self._bounds)
         drain.left(now_s)
-
-    def keep(self, priorities: Iterable[int]) -> None:
-        """Forget the levels that are not among `priorities`: those there are now."""
-        kept = frozenset(priorities)
-        self._drains = {priority: drain for priority, drain in self._drains.items() if priority in kept}
 
     def advise(self, drop: Drop, now_s: float, *, priority: int = 0, ahead: int = 0, generation: int = 0) -> None:
         """Set `drop.retry_after_s`, unless somebody did or its reason has none.

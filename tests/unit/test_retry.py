@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epp.drops import OUTCOMES, Drop, Reason, Return
-from epp.retry import RATE_MEMORY_S, Bounds, Drain, Outage, Returns, spread
+from epp.retry import MAX_LEVELS, RATE_MEMORY_S, Bounds, Drain, Outage, Returns, spread
 
 SECONDS = st.floats(-1e6, 1e9, allow_nan=False)
 
@@ -179,12 +179,11 @@ class TestReturns:
             told.append(drop.retry_after_s)
         assert told == [1, pytest.approx(22, abs=4)]
 
-    def test_levels_that_are_gone_are_forgotten(self) -> None:
+    def test_no_more_levels_are_remembered_than_the_bound(self) -> None:
         returns = Returns(Middle())
-        for priority in range(50):
+        for priority in range(MAX_LEVELS + 2):
             returns.left(priority, 0.0)
-        returns.keep([3, 4, 99])
-        assert sorted(returns._drains) == [3, 4]
+        assert sorted(returns._drains) == list(range(2, MAX_LEVELS + 2))
 
     def test_an_outage_is_of_the_pool(self) -> None:
         returns = Returns(Middle())
