@@ -57,12 +57,11 @@ from epp.observe.metrics import Metrics
 from epp.observe.text import Family
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
-from epp.prefix.index import PrefixIndex
+from epp.prefix.index import BLOCK_TOKENS, PrefixIndex, blocks_in
 from epp.pressure import Pressure
 from epp.quota.quota import Quota
 from epp.quota.store import MemoryStore
 from epp.quota.tenants import Tenants
-from epp.request import BLOCK_BYTES
 from epp.resources.directory import Directory, ResourcesError
 from epp.resources.objects import Resource
 from epp.resources.store import Source, Store
@@ -83,8 +82,6 @@ LIVENESS = "liveness"
 
 NOTICE_S = 5.0
 """After SIGTERM health says NOT_SERVING and calls are still taken for this long: Envoy's two missed checks, 2 s apart."""
-
-BLOCK_TOKENS = BLOCK_BYTES // 4
 
 ENVOY_FOLLOWS_S = 0.25
 """How long those who wait for a first endpoint wait on, where Envoy learns of it from our file: it would know no such server yet."""
@@ -178,7 +175,7 @@ class Reports:
         self._load_fell()
         if self._auto_tune and report.cache is not None and report.cache != self._caches.get(slot):
             self._caches[slot] = report.cache
-            self._index.resize(slot, max(1, report.cache.tokens // BLOCK_TOKENS))
+            self._index.resize(slot, max(1, blocks_in(report.cache)))
 
     def failed(self, slot: int, kind: Failure) -> None:
         self._metrics.scrape_failed(kind.value)

@@ -1,4 +1,4 @@
-"""What Envoy 1.40 puts on the wire for one chat, byte for byte as captured: HTTP/2 frames around ext_proc messages.
+"""What Envoy 1.40 puts on the wire for one chat, modelled on a capture: HTTP/2 frames around ext_proc messages.
 
 For measuring the picker without sockets and without Envoy: the same work every time.
 """
