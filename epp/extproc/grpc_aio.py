@@ -162,7 +162,12 @@ class _Call:
 
     async def _read(self, session: Session) -> None:
         while not self._over:
-            message: object = await self._context.read()
+            try:
+                message: object = await self._context.read()
+            except aio.BaseError:
+                # The server stops, or the call is over and nobody has told us yet.
+                self.close(grpc.StatusCode.UNAVAILABLE.value[0], "the server is stopping")
+                return
             if self._over:
                 return
             if not isinstance(message, bytes):
