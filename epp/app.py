@@ -41,6 +41,7 @@ from epp.extproc.codec import Undecodable
 from epp.extproc.exchange import BODY_LIMIT_BYTES
 from epp.extproc.health import Health
 from epp.extproc.http2 import Limits
+from epp.extproc.reflection import reflection
 from epp.extproc.room import DEFAULT_BYTES, Room
 from epp.extproc.server import Http2Server
 from epp.extproc.session import Stopwatch, open_session
@@ -273,6 +274,7 @@ class Picker:
             Room(arriving_bytes, partial(self.incidents.limited, "max_arriving_bytes")),
         )
         self._routes = {PROCESS: session, **self._health.routes()}
+        self._routes |= reflection(self._routes)
         self._trust = Trust(settings, self.metrics)
         self._trust_timer: asyncio.TimerHandle | None = None
         limits = _limits(settings)
