@@ -75,14 +75,8 @@ _REMEMBERED_BYTES = 256
 """Largest header entry or metadata that is remembered, so that memory stays bounded whatever clients send."""
 
 
-def decode(message: bytes) -> Event | None:
-    """What Envoy says; None for a message that says nothing. Raises Undecodable."""
-    event = _decode_fast(message)
-    return event if event is not None else _decode_any(message)
-
-
-def _decode_fast(message: bytes) -> Event | None:
-    """None where the message is not laid out as Envoy lays it out, whether or not it means something."""
+def decode_usual(message: bytes) -> Event | None:
+    """As `decode` where the message is laid out as Envoy lays it out; None for any other, whether or not it means something."""
     tag = message[0] if message else 0
     if tag == _RESPONSE_BODY:
         stop = len(message) - 2 if message.endswith(_NO_METADATA) else len(message)
@@ -234,7 +228,8 @@ def _aside(rest: bytes) -> _Aside | None:
 _remembered_aside = lru_cache(maxsize=1024)(_aside)
 
 
-def _decode_any(message: bytes) -> Event | None:
+def decode(message: bytes) -> Event | None:
+    """What Envoy says, however it is laid out; None for a message that says nothing. Raises Undecodable."""
     try:
         request = pb.ProcessingRequest.FromString(message)
     except DecodeError as error:
@@ -395,11 +390,20 @@ _OVERWRITE = b"\x18\x02"
 
 
 def _steered(tag: int, steer: Steer, new_body: bytes) -> bytes:
+    if not (new_body or steer.set_headers or steer.remove_headers or steer.scores):
+        return _only_steered(tag, steer.destination)
     destination, metadata = _destination(steer.destination)
     if steer.scores:
         metadata = _metadata_with_scores(steer.destination, steer.scores.items())
     mutation = destination + _mutation(steer.set_headers, steer.remove_headers)
     return _part(tag, _field(0x12, mutation) + new_body + _CLEAR_ROUTE_CACHE) + metadata
+
+
+@lru_cache(maxsize=4096)
+def _only_steered(tag: int, destination: str) -> bytes:
+    """Nothing but where to: the same for all requests that an endpoint gets."""
+    header, metadata = _destination(destination)
+    return _part(tag, _field(0x12, header) + _CLEAR_ROUTE_CACHE) + metadata
 
 
 @lru_cache(maxsize=4096)

@@ -252,18 +252,18 @@ class Exchange:
 
     def _collect(self, event: RequestBody) -> list[Reply | Notice]:
         self._has_body = True
-        if event.data:
-            self._pieces.append(event.data)
         size = len(event.data)
-        if self._collected_bytes + size > self._limit:
-            return self._refuse(
-                Drop(Reason.BODY_TOO_LARGE, f"The request body exceeds {self._limit} bytes. Send less.")
-            )
-        if not self._room.take(size, self._collected_bytes):
-            return self._refuse(
-                Drop(Reason.SATURATED, "Too many large requests are arriving at once. Try again later.")
-            )
-        self._collected_bytes += size
+        if size:
+            self._pieces.append(event.data)
+            if self._collected_bytes + size > self._limit:
+                return self._refuse(
+                    Drop(Reason.BODY_TOO_LARGE, f"The request body exceeds {self._limit} bytes. Send less.")
+                )
+            if not self._room.take(size, self._collected_bytes):
+                return self._refuse(
+                    Drop(Reason.SATURATED, "Too many large requests are arriving at once. Try again later.")
+                )
+            self._collected_bytes += size
         if not event.end:
             return []
         self._request_ended = True
@@ -341,7 +341,10 @@ class Exchange:
         replies: list[Reply] = []
         if self._has_body:
             body = self._body if rewritten is None else rewritten
-            replies += [StreamedRequestBody(piece, last and end) for piece, end in _pieces(body)]
+            if len(body) <= PIECE_BYTES:
+                replies.append(StreamedRequestBody(body, last))
+            else:
+                replies += [StreamedRequestBody(piece, last and end) for piece, end in _pieces(body)]
         if self._trailers:
             replies.append(_PASS_REQUEST_TRAILERS)
         return replies
@@ -509,9 +512,7 @@ class Exchange:
 
 
 def _pieces(body: bytes) -> list[tuple[bytes | memoryview, bool]]:
-    """`body` cut without copying, each piece with whether it is the last; one piece at least."""
-    if len(body) <= PIECE_BYTES:
-        return [(body, True)]
+    """`body`, which is not empty, cut without copying, each piece with whether it is the last."""
     view = memoryview(body)
     starts = range(0, len(body), PIECE_BYTES)
     return [(view[start : start + PIECE_BYTES], start == starts[-1]) for start in starts]

@@ -149,8 +149,14 @@ class _Call:
         self.told = False
 
     def send(self, message: bytes) -> None:
-        if not self.over:
-            self._link.send(self, self._stream_id, message)
+        if self.over:
+            return
+        link = self._link
+        if not link.http2.send(self._stream_id, message):
+            self.over = True
+            link.owed.append((self._stream_id, self))
+        if not link.busy:
+            link.flush_soon()
 
     def close(self, status: int = 0, message: str = "") -> None:
         if not self.over:
@@ -163,10 +169,10 @@ class _Link(asyncio.Protocol):
     def __init__(self, server: Http2Server, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
         self._loop = loop
-        self._http2 = Connection(server.limits, server.hit)
+        self.http2 = Connection(server.limits, server.hit)
         self._calls: dict[int, _Call] = {}
-        self._owed: list[tuple[int, _Call]] = []
-        self._busy = False
+        self.owed: list[tuple[int, _Call]] = []
+        self.busy = False
         self._flushing = False
         self._closing = False
         self._transport: asyncio.Transport
@@ -187,9 +193,9 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
-        self._busy = True
+        self.busy = True
         calls = self._calls
-        for event in self._http2.receive(data, self._loop.time()):
+        for event in self.http2.receive(data, self._loop.time()):
             if type(event) is Received:
                 call = calls.get(event.stream_id)
                 if call is None or call.over or call.session is None:
@@ -202,16 +208,16 @@ class _Link(asyncio.Protocol):
                 self._open(event)
             else:
                 self._over(event)
-        self._busy = False
+        self.busy = False
         self._flush()
 
     def pause_writing(self) -> None:
         # What a peer does not read, it may not ask more of.
-        self._http2.hold()
+        self.http2.hold()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._http2.release()
+        self.http2.release()
         self._transport.resume_reading()
         self._flush()
 
@@ -219,26 +225,26 @@ class _Link(asyncio.Protocol):
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
-        for event in self._http2.lost():
+        for event in self.http2.lost():
             self._over(event)
         self._pay()
         self._server.left(self)
 
     @property
     def open_streams(self) -> int:
-        return self._http2.open_streams
+        return self.http2.open_streams
 
     @property
     def waiting_bytes(self) -> int:
-        return self._http2.queued_bytes + self._transport.get_write_buffer_size()
+        return self.http2.queued_bytes + self._transport.get_write_buffer_size()
 
     def drain(self) -> None:
-        self._http2.drain()
+        self.http2.drain()
         self._flush()
 
     def abort(self) -> None:
         """End every call, and the connection once the peer has read that."""
-        for event in self._http2.abort():
+        for event in self.http2.abort():
             self._over(event)
         self._flush()
 
@@ -249,7 +255,7 @@ class _Link(asyncio.Protocol):
         stream_id = event.stream_id
         open_session = self._server.routes.get(event.path)
         if open_session is None:
-            self._http2.close(stream_id, Status.UNIMPLEMENTED, f"unknown method {event.path}")
+            self.http2.close(stream_id, Status.UNIMPLEMENTED, f"unknown method {event.path}")
             return
         self._server.calls += 1
         call = self._calls[stream_id] = _Call(self, stream_id)
@@ -303,12 +309,12 @@ class _Link(asyncio.Protocol):
         _log.exception("session failed; its call ends with INTERNAL")
         call.over = True
         self._release(stream_id, call)
-        self._http2.close(stream_id, Status.INTERNAL, "internal error")
+        self.http2.close(stream_id, Status.INTERNAL, "internal error")
         self._tell(stream_id, call, False)
         call.session = None
 
     def _expire(self, stream_id: int, call: _Call) -> None:
-        self._http2.close(stream_id, Status.DEADLINE_EXCEEDED, "deadline exceeded")
+        self.http2.close(stream_id, Status.DEADLINE_EXCEEDED, "deadline exceeded")
         self._lose(stream_id, call)
         self._flush()
 
@@ -317,31 +323,24 @@ class _Link(asyncio.Protocol):
         if call.timer is not None:
             call.timer.cancel()
 
-    def send(self, call: _Call, stream_id: int, message: bytes) -> None:
-        if not self._http2.send(stream_id, message):
-            call.over = True
-            self._owed.append((stream_id, call))
-        if not self._busy:
-            self._flush_soon()
-
     def close(self, call: _Call, stream_id: int, status: int, message: str) -> None:
         call.over = call.closed = True
-        self._http2.close(stream_id, status, message)
+        self.http2.close(stream_id, status, message)
         if call.told:
             self._release(stream_id, call)
             call.session = None
         else:
             # Not now: the session is in the middle of its own method.
-            self._owed.append((stream_id, call))
-        if not self._busy:
-            self._flush_soon()
+            self.owed.append((stream_id, call))
+        if not self.busy:
+            self.flush_soon()
 
     def _pay(self) -> None:
         """Tell sessions whose calls ended inside one of their own methods that nothing more will come."""
-        while self._owed:
-            self._lose(*self._owed.pop())
+        while self.owed:
+            self._lose(*self.owed.pop())
 
-    def _flush_soon(self) -> None:
+    def flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush_now)
@@ -351,12 +350,14 @@ class _Link(asyncio.Protocol):
         self._flush()
 
     def _flush(self) -> None:
-        if self._owed:
+        if self.owed:
             self._pay()
-        output = self._http2.take_output()
-        if output and not self._closing:
+        output = self.http2.take_output()
+        if self._closing:
+            return
+        if output:
             self._transport.write(output)
-        if self._http2.closing and not self._closing:
+        if self.http2.closing:
             self._close()
 
     def _close(self) -> None:
@@ -374,6 +375,6 @@ class _Link(asyncio.Protocol):
             self._transport.abort()
 
     def _expect_greeting(self) -> None:
-        if not self._http2.greeted:
+        if not self.http2.greeted:
             self._server.hit("greeting_timeout_s")
             self._transport.abort()

@@ -8,7 +8,7 @@ from typing import Generic, Protocol
 import msgspec
 
 from epp.drops import Drop, Reason
-from epp.extproc.codec import Undecodable, decode, encode
+from epp.extproc.codec import Undecodable, decode, decode_usual, encode
 from epp.extproc.events import (
     Arrival,
     Closed,
@@ -126,14 +126,18 @@ class _Call(Generic[Handle]):
     def received(self, message: bytes) -> None:
         if self._ended:
             return
-        try:
-            event = decode(message)
-        except Undecodable as error:
-            self._incidents.undecodable(error)
-            self._abort(INVALID_ARGUMENT, "not an envoy.service.ext_proc.v3.ProcessingRequest")
-            return
+        event = decode_usual(message)
+        if event is None:
+            try:
+                event = decode(message)
+            except Undecodable as error:
+                self._incidents.undecodable(error)
+                self._abort(INVALID_ARGUMENT, "not an envoy.service.ext_proc.v3.ProcessingRequest")
+                return
         if event is not None:
-            self._perform(self._exchange.receive(event))
+            effects = self._exchange.receive(event)
+            if effects:
+                self._perform(effects)
 
     def closed(self, clean: bool) -> None:
         if self._waiting is not None and not clean:
@@ -159,23 +163,25 @@ class _Call(Generic[Handle]):
             elif type(effect) is Arrival:
                 self._answer(effect)
             elif type(effect) is Started or type(effect) is FirstBody or type(effect) is Finished:
-                self._tell(effect)
+                if self._handle is not None:
+                    self._tell(self._handle[0], effect)
             elif type(effect) is EndOfStream:
                 self._ended = True
                 self._stream.close()
+            elif type(effect) is ResponseHeadersReply:
+                self._pass_headers(effect)
             else:
-                self._send(effect)
+                self._stream.send(encode(effect))
+                if type(effect) is Immediate and effect.drop is not self._dispatchers_drop:
+                    self._incidents.refused(effect.drop)
 
-    def _send(self, reply: Reply) -> None:
-        if type(reply) is ResponseHeadersReply:
-            if self._waiting is not None:
-                # Somebody else answered, a time limit of the proxy for one: nobody waits for a turn any more.
-                self._give_up(self._waiting)
-            if self._added:
-                reply = msgspec.structs.replace(reply, set_headers=self._added)
+    def _pass_headers(self, reply: ResponseHeadersReply) -> None:
+        if self._waiting is not None:
+            # Somebody else answered, a time limit of the proxy for one: nobody waits for a turn any more.
+            self._give_up(self._waiting)
+        if self._added:
+            reply = msgspec.structs.replace(reply, set_headers=self._added)
         self._stream.send(encode(reply))
-        if type(reply) is Immediate and reply.drop is not self._dispatchers_drop:
-            self._incidents.refused(reply.drop)
 
     def _answer(self, arrival: Arrival) -> None:
         decision = self._decide(arrival)
@@ -226,19 +232,17 @@ class _Call(Generic[Handle]):
         except Exception as error:
             self._incidents.fault(error)
 
-    def _tell(self, notice: Started | FirstBody | Finished) -> None:
+    def _tell(self, handle: Handle, notice: Started | FirstBody | Finished) -> None:
         """Pass a notice on. What a dispatcher raises here is reported, and the answer goes on without it."""
-        if self._handle is None:
-            return
-        (handle,) = self._handle
         try:
-            match notice:
-                case Started():
-                    self._added = tuple(self._dispatcher.started(handle, notice, self._clock()).items())
-                case FirstBody():
-                    self._dispatcher.first_body(handle, self._clock())
-                case Finished():
-                    self._handle = None
-                    self._dispatcher.finished(handle, notice, self._clock())
+            if type(notice) is Started:
+                added = self._dispatcher.started(handle, notice, self._clock())
+                if added:
+                    self._added = tuple(added.items())
+            elif type(notice) is FirstBody:
+                self._dispatcher.first_body(handle, self._clock())
+            elif type(notice) is Finished:
+                self._handle = None
+                self._dispatcher.finished(handle, notice, self._clock())
         except Exception as error:
             self._incidents.fault(error)

@@ -197,9 +197,9 @@ def header_block(data: bytes) -> None:
 
 def message(data: bytes) -> None:
     """The quick reading of a protobuf message says what upb says, or leaves it to upb."""
-    quick = codec._decode_fast(data)
+    quick = codec.decode_usual(data)
     try:
-        slow = codec._decode_any(data)
+        slow = codec.decode(data)
     except codec.Undecodable:
         # What upb refuses for a string that is no UTF-8, or a part it knows more of, the quick reading may not have read.
         assert quick is None
