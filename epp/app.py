@@ -153,6 +153,7 @@ class Reports:
         metrics: Metrics,
         *,
         auto_tune: bool,
+        clock: Callable[[], float],
         load_fell: Callable[[], None] = lambda: None,
     ) -> None:
         self._load_fell = load_fell
@@ -163,7 +164,7 @@ class Reports:
         self._auto_tune = auto_tune
         self._caches: dict[int, CacheConfig] = {}
         self._late: Counter[int] = Counter()
-        self.clock = asyncio.get_running_loop().time
+        self.clock = clock
 
     def sent(self, slot: int) -> Mark:
         return self._ledger.report_sent(slot, self.clock())
@@ -230,7 +231,7 @@ class Picker:
             index=self.index,
             metrics=self.metrics,
             estimator=TokenEstimator(),
-            policy=_policy(settings, configuration),
+            policy=dispatch_policy(settings, configuration),
             rng=rng,
             timer=time.perf_counter,
             faults=self.incidents.degraded,
@@ -246,6 +247,7 @@ class Picker:
             self.index,
             self.metrics,
             auto_tune=prefix.auto_tune,
+            clock=loop.time,
             load_fell=self.dispatcher.load_fell,
         )
         self._scraper: Scraper[Mark] | None = None
@@ -545,7 +547,8 @@ def _quota(configuration: Configuration, rng: random.Random, metrics: Metrics) -
     )
 
 
-def _policy(settings: Settings, configuration: Configuration) -> Policy:
+def dispatch_policy(settings: Settings, configuration: Configuration) -> Policy:
+    """What flags and file together say about dispatching."""
     prefix = configuration.prefix
     blocks = prefix.max_prefix_tokens_to_match // BLOCK_TOKENS or prefix.max_prefix_blocks_to_match
     in_flight = configuration.in_flight

@@ -53,8 +53,9 @@ class Scraped:
         self.ledger = Ledger(self.endpoints)
         self.index = PrefixIndex()
         self.metrics = Metrics()
-        self.reports = Reports(self.endpoints, self.ledger, self.index, self.metrics, auto_tune=auto_tune)
-        self.reports.clock = lambda: 10.0
+        self.reports = Reports(
+            self.endpoints, self.ledger, self.index, self.metrics, auto_tune=auto_tune, clock=lambda: 10.0
+        )
         self.slot, self.other, self.told = self.endpoints.slots.tolist()
 
     def report(self, now_s: float, **fields: object) -> None:
