@@ -161,6 +161,10 @@ class Engine:
         entry = self._by_id[id]
         return entry.tokens - entry.work.prompt_tokens
 
+    def cached_tokens(self, hashes: Sequence[int]) -> int:
+        """Tokens in the blocks that `hashes` begins with and that are in the cache now. Changes nothing."""
+        return len(self._pool.lookup(hashes, len(hashes))) * self.profile.block_size
+
     @property
     def next_s(self) -> float:
         """When to call `advance` next, if nothing is submitted: the end of the step under way. inf: never."""
