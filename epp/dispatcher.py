@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from epp.drops import OUTCOMES, Drop, Reason
 from epp.endpoint import Endpoint, Endpoints, IntArray
-from epp.extproc.events import Arrival, Cause, Finished, Routed, Started, Steer
+from epp.extproc.events import Arrival, Cause, Finished, Routed, Started, Steer, connected_not
 from epp.flow.control import FlowControl
 from epp.flow.ticket import REASONS, Ending, Settled, Ticket
 from epp.ledger import Entry, Ledger
@@ -680,6 +680,8 @@ class Dispatcher:
     def finished(self, account: Account, notice: Finished, now_s: float) -> None:
         self._ledger.release(account.entry, now_s)
         self.load_fell()
+        if account.status == 503 and connected_not(notice.tail):
+            self._pass_over(account.endpoint, now_s)
         counted = self._usage(account, notice)
         if account.grant is not None:
             self._settle(account, account.grant, notice, counted, now_s)
@@ -693,6 +695,12 @@ class Dispatcher:
             usage=counted,
             ttft_s=account.ttft_s,
         )
+
+    def _pass_over(self, endpoint: Endpoint, now_s: float) -> None:
+        """Nobody else is sent to a server that takes no connections. Its next metrics page brings it back: one without is tried on."""
+        slot = self._endpoints.slot_by_destination(endpoint.destination)
+        if slot is not None and self._endpoints.fresh(slot, now_s):
+            self._endpoints.set_unreachable(slot, True)
 
     def _settle(self, account: Account, grant: Grant, notice: Finished, counted: Usage | None, now_s: float) -> None:
         assert self._quota is not None

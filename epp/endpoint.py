@@ -261,6 +261,10 @@ class Endpoints:
         else:
             self._blank.add(slot)
 
+    def fresh(self, slot: int, now_s: float) -> bool:
+        """Whether the member in `slot` has reported lately."""
+        return self.updated_s.item(slot) >= now_s - self.stale_after_s
+
     def set_unreachable(self, slot: int, unreachable: bool) -> None:
         """Say that the server in `slot` takes no connections (or does again). It stays a member."""
         if self.unreachable[slot] != unreachable:

@@ -150,6 +150,17 @@ class Finished(msgspec.Struct, frozen=True):
 
 Notice = Arrival | Started | FirstBody | Finished
 
+_CONNECTS_NOT = (b"connection failure", b"connection timeout")
+
+
+def connected_not(body: bytes) -> bool:
+    """Whether the body of a 503 is Envoy's word that it could not connect to the server.
+
+    Envoy 1.40 says "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, …".
+    """
+    return body.startswith(b"upstream connect error") and any(reason in body[:256] for reason in _CONNECTS_NOT)
+
+
 TAIL_BYTES = 16 * 1024
 """How much of an answer's end is kept to read `usage` from: a final SSE chunk, or the end of a JSON answer."""
 

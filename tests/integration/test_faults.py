@@ -149,6 +149,19 @@ class TestDestinations:
         assert {answer.status for answer in answers} == {200}
         assert {answer.headers["x-server"] for answer in answers} <= {"origin-1", "origin-2"}
 
+    def test_in_full_duplex_a_server_that_refuses_costs_one_request(self, make_scene: Callable[..., Scene]) -> None:
+        scene = make_scene(3)
+        scene.start_picker("--refresh-metrics-interval=5s")
+        scene.start_envoy(FULL_DUPLEX)
+        prompt = chat("once upon a time " * 100)
+        wait_for(lambda: all(origin.scrapes for origin in scene.origins))
+        scene.origin_of(scene.ask(prompt)).close()
+        statuses = [scene.ask(prompt).status for _ in range(6)]
+        # A scrape may find it out before the first request does.
+        assert statuses.count(503) <= 1
+        assert statuses[1:] == [200] * 5
+        assert scene.metric("epp_pool_unreachable_endpoints") == 1
+
     def test_two_hundred_at_once_all_get_answers(self, make_scene: Callable[..., Scene]) -> None:
         scene = started(make_scene(3))
         statuses: list[int] = []

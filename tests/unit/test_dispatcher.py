@@ -450,6 +450,48 @@ class TestWhoCanBePicked:
         assert desk.route()[0].destination
 
 
+class TestServersThatTakeNoConnections:
+    REFUSED = (
+        b"upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, "
+        b"transport failure reason: delayed connect error: Connection refused"
+    )
+
+    def answered(self, desk: Desk, status: int, tail: bytes) -> int:
+        """How many members can still be reached after such an answer."""
+        _, account = desk.route()
+        desk.dispatcher.started(account, Started(status, {"content-type": "text/plain"}, None), NOW_S)
+        desk.dispatcher.finished(account, complete(tail, len(tail)), NOW_S)
+        return int((~desk.endpoints.unreachable[desk.endpoints.slots]).sum())
+
+    def reporting(self) -> Desk:
+        desk = Desk(3)
+        for slot in desk.endpoints.slots.tolist():
+            desk.endpoints.report(slot, Report(waiting=0.0, running=0.0, kv_usage=0.0), NOW_S)
+        return desk
+
+    def test_they_are_passed_over_until_they_report_again(self) -> None:
+        desk = self.reporting()
+        assert self.answered(desk, 503, self.REFUSED) == 2
+        (down,) = desk.endpoints.slots[desk.endpoints.unreachable[desk.endpoints.slots]].tolist()
+        desk.endpoints.report(down, Report(waiting=0.0), NOW_S)
+        assert not desk.endpoints.unreachable.any()
+
+    @pytest.mark.parametrize(
+        ("status", "tail"),
+        [
+            (503, b'{"error": "the model is loading"}'),
+            (503, REFUSED.replace(b"remote connection failure", b"connection termination")),
+            (200, REFUSED),
+            (503, b""),
+        ],
+    )
+    def test_other_answers_say_nothing_about_connections(self, status: int, tail: bytes) -> None:
+        assert self.answered(self.reporting(), status, tail) == 3
+
+    def test_one_that_never_reports_is_tried_on(self) -> None:
+        assert self.answered(Desk(3), 503, self.REFUSED) == 3
+
+
 class TestLooking:
     def looks(self, desk: Desk, n: int, **changes: Any) -> int:
         arrivals = [chat(f"{number}", sees_answer=False, **{"can_look": True, **changes}) for number in range(n)]
