@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import uvloop
@@ -30,6 +31,8 @@ from epp.configuration import (
     load,
     load_default,
 )
+from epp.decisions.file import DEFAULT_MAX_BYTES, DecisionFile
+from epp.decisions.recording import Recording
 from epp.discovery.eds import EdsFile
 from epp.discovery.file import FileDiscovery
 from epp.discovery.source import DiscoveryError, DiscoverySource
@@ -222,6 +225,8 @@ class Picker:
         self._queues = configuration.flow is not None
         self.quota = _quota(configuration, rng, self.metrics)
         faults = PluginFaults(logging.getLogger("epp.plugins").warning, self.metrics.plugin_failed)
+        recording = Recording(partial(self.metrics.decision_log, "lost")) if settings.decision_log is not None else None
+        self._decision_file = self._decisions_into(settings.decision_log, recording)
         self._ticker = Ticker(self._pump)
         self._flow_record = FlowRecord(self.metrics, settings.pool_name, configuration.detector)
         self.dispatcher = Dispatcher(
@@ -240,6 +245,7 @@ class Picker:
             resources=self.resources if self._directory is not None else None,
             quota=self.quota,
             queue=self._queue(configuration),
+            recording=recording,
         )
         self._reports = Reports(
             self.endpoints,
@@ -304,6 +310,13 @@ class Picker:
             settings.metrics_port,
             settings.grpc_port,
         )
+        if self._decision_file is not None:
+            try:
+                self._decision_file.start()
+            except OSError as error:
+                raise StartError(
+                    f"--decision-log {settings.decision_log} cannot be written: {error.strerror}"
+                ) from error
         if self._directory is not None:
             self._directory.start()
         await self._discovery.start()
@@ -353,6 +366,8 @@ class Picker:
             self._eds.close()
         await self._observation.close()
         await self._health_server.stop(0.0)
+        if self._decision_file is not None:
+            await self._decision_file.close()
 
     def serving(self, service: str) -> bool | None:
         """The health service's answer; None for a name nobody knows."""
@@ -371,6 +386,18 @@ class Picker:
         raise DiscoveryError(
             "no endpoints: name them with --endpoint host:port (repeated), or configure file-discovery "
             "(dataLayer.discovery in --config-file)"
+        )
+
+    def _decisions_into(self, path: Path | None, recording: Recording | None) -> DecisionFile | None:
+        if path is None or recording is None:
+            return None
+        return DecisionFile(
+            path,
+            recording,
+            pool=self._settings.pool_name,
+            max_bytes=self._settings.decision_log_max_bytes or DEFAULT_MAX_BYTES,
+            failed=partial(self.incidents.degraded, "decision-log"),
+            count=self.metrics.decision_log,
         )
 
     def _queue(self, configuration: Configuration) -> Queue | None:

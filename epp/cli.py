@@ -467,6 +467,23 @@ FLAGS = (
         metavar="PATH",
     ),
     Flag(
+        "decision-log",
+        "Observability",
+        "decision_log",
+        PATH,
+        "Write every decision with its signals and outcome to this file, for epp replay. It holds sizes and salted hashes, no text "
+        "of a prompt.",
+        metavar="PATH",
+    ),
+    Flag(
+        "decision-log-max-size",
+        "Observability",
+        "decision_log_max_bytes",
+        SIZE,
+        "Most that the decision log and its seven older parts (PATH.1 to PATH.7) hold together; the oldest is replaced.",
+        shown="1GiB",
+    ),
+    Flag(
         "v",
         "Observability",
         "verbosity",

@@ -17,8 +17,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from epp.decisions.recording import Recording
 from epp.drops import OUTCOMES, Drop, Reason
-from epp.endpoint import Endpoint, Endpoints, IntArray
+from epp.endpoint import Candidates, Endpoint, Endpoints, IntArray
 from epp.extproc.events import Arrival, Cause, Finished, Routed, Started, Steer, connected_not
 from epp.flow.control import FlowControl
 from epp.flow.ticket import REASONS, Ending, Settled, Ticket
@@ -56,6 +57,9 @@ CONTROL_HEADERS = OBJECTIVE_HEADERS + FAIRNESS_HEADERS + REWRITE_HEADERS
 NOBODY = ("", "", 0, "default-flow")
 """The metric labels of a request that was not understood: model, target model, priority, fairness id."""
 
+Choice = tuple[Pick, float, Candidates]
+"""The pick, the share of the prompt that its first endpoint is believed to have cached, [0, 1], and whom it was made among."""
+
 _SUBSETS_REMEMBERED = 256
 _LEFT_OUT = {Step.NO_PREFIX: "no-prefix", Step.RANDOM: "random"}
 
@@ -78,9 +82,23 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account:
-    """One routed request until its end: what to settle, and with whom. `grant` is None where no quota holds."""
+    """One routed request until its end: what to settle, and with whom. `grant` is None where no quota holds, `recorded` 0 where no
+    decision log holds the pick.
+    """
 
-    __slots__ = ("content_type", "endpoint", "entry", "grant", "kind", "opened_s", "request", "status", "ttft_s")
+    __slots__ = (
+        "content_type",
+        "endpoint",
+        "entry",
+        "grant",
+        "kind",
+        "opened_s",
+        "picked",
+        "recorded",
+        "request",
+        "status",
+        "ttft_s",
+    )
 
     def __init__(
         self,
@@ -90,12 +108,14 @@ class Account:
         entry: Entry,
         opened_s: float,
         grant: Grant | None = None,
+        recorded: int = 0,
     ) -> None:
         self.request = request
         self.kind = kind
-        self.endpoint = endpoint
+        self.endpoint = self.picked = endpoint
         self.entry = entry
         self.grant = grant
+        self.recorded = recorded
         self.opened_s = opened_s
         self.status = 0
         self.content_type = ""
@@ -166,10 +186,11 @@ class Dispatcher:
     """Implements `epp.extproc.events.Dispatcher`.
 
     `timer` is a monotonic clock in seconds for measuring our own stages; `faults(kind, error)` takes note of a bug of ours
-    that was done without, `kind` being the step that failed: read, quota, pick, steer, record, resume or usage. `pressure` says what picks
+    that was done without, `kind` being the step that failed: read, quota, pick, steer, record, decision-log, resume or usage. `pressure` says what picks
     leave out for the loop's sake; without it, nothing. `resources` says which priority a request has and which model serves
     it; without it, 0 and the one it asks for. `quota` says who may use how much; without it, everybody anything. `queue` lets requests wait while the pool is full; without
-    it, those below priority 0 are refused then and all others go on. Its draws have a generator of their own, seeded from `rng`: the nth request
+    it, those below priority 0 are refused then and all others go on. `recording` takes down every decision and its outcome for the
+    decision log. Its draws have a generator of their own, seeded from `rng`: the nth request
     draws the same whatever else is left to chance.
     """
 
@@ -191,7 +212,9 @@ class Dispatcher:
         resources: Store | None = None,
         quota: Quota | None = None,
         queue: Queue | None = None,
+        recording: Recording | None = None,
     ) -> None:
+        self._recording = recording
         self._queue = queue
         self._looked = 1.0
         self._looked_s = -inf
@@ -237,11 +260,11 @@ class Dispatcher:
                     self._metrics.stage("body", max(0.0, now_s - opened_s))
                     self._metrics.stage("parse", read - began)
                     return place
-            pick, hit_share = self._choose(request, self._eligible(arrival.subset), now_s)
+            choice = self._choose(request, self._eligible(arrival.subset), now_s)
         except Drop as drop:
-            self._refused(drop, request, grant, now_s)
+            self._refused(drop, request, grant, opened_s, now_s)
             raise
-        routed = self._commit(arrival, parsed, request, pick, hit_share, opened_s, now_s, grant)
+        routed = self._commit(arrival, parsed, request, choice, opened_s, now_s, grant)
         decided = self._timer()
         self._metrics.stage("body", max(0.0, now_s - opened_s))
         self._metrics.stage("parse", read - began)
@@ -282,7 +305,7 @@ class Dispatcher:
             self._faults("quota", error)
             return None
 
-    def _refused(self, drop: Drop, request: Request | None, grant: Grant | None, now_s: float) -> None:
+    def _refused(self, drop: Drop, request: Request | None, grant: Grant | None, opened_s: float, now_s: float) -> None:
         """Everything that a refusal entails: when to come back, the count, the log line, and the charge given back."""
         priority = request.priority if request is not None else 0
         ahead = self._queue.control.waiting(priority) if self._queue is not None else 0
@@ -291,6 +314,11 @@ class Dispatcher:
         self._refusals.note(drop, request, now_s)
         if grant is not None and self._quota is not None:
             self._quota.cancel(grant, now_s)
+        if self._recording is not None:
+            try:
+                self._recording.refused(request, drop.reason.value, opened_s, now_s)
+            except Exception as error:
+                self._faults("decision-log", error)
 
     def _read(self, arrival: Arrival) -> tuple[Parsed, Request]:
         try:
@@ -371,26 +399,28 @@ class Dispatcher:
             )
         return slots
 
-    def _choose(self, request: Request, slots: IntArray | None, now_s: float) -> tuple[Pick, float]:
-        """The pick, and the share of the prompt that its first endpoint is believed to have cached, [0, 1]."""
+    def _choose(self, request: Request, slots: IntArray | None, now_s: float) -> Choice:
+        """Raises Drop."""
         try:
             if request.priority < 0 and self._queue is None:
                 self._spare(request, slots, now_s)
             if self._pressure.step is Step.RANDOM:
                 candidates = self._endpoints.candidates(now_s, None, slots)
-                return unjudged(candidates, self._rng.randrange(len(candidates))), 0.0
+                return unjudged(candidates, self._rng.randrange(len(candidates))), 0.0, candidates
             self._ledger.advance(now_s)
             blocks = len(request.fingerprints)
             hits = self._index.match(request.fingerprints) if blocks else None
-            pick = self._pipeline.pick(request, self._endpoints.candidates(now_s, hits, slots))
+            candidates = self._endpoints.candidates(now_s, hits, slots)
+            pick = self._pipeline.pick(request, candidates)
             slot = pick.slots[0]
             held = hits.item(slot) if hits is not None and slot < len(hits) else 0
-            return pick, held / blocks if blocks else 0.0
+            return pick, held / blocks if blocks else 0.0, candidates
         except Drop:
             raise
         except Exception as error:
             self._faults("pick", error)
-            return least_in_flight(self._endpoints.candidates(now_s, None, slots)), 0.0
+            candidates = self._endpoints.candidates(now_s, None, slots)
+            return least_in_flight(candidates), 0.0, candidates
 
     def _spare(self, request: Request, slots: IntArray | None, now_s: float) -> None:
         """Raises Drop where all that could serve a request below priority 0 are full."""
@@ -407,19 +437,21 @@ class Dispatcher:
         arrival: Arrival,
         parsed: Parsed,
         request: Request,
-        pick: Pick,
-        hit_share: float,
+        choice: Choice,
         opened_s: float,
         now_s: float,
         grant: Grant | None,
     ) -> tuple[Steer, Account]:
         """Take what was decided: ledger, prefix index, metrics, and the words for Envoy."""
+        pick, hit_share, candidates = choice
         endpoint = pick.endpoints[0]
         rewritten = request.target_model != request.model
         # The answer of a rewritten model has to be seen: its name is turned back there. A quota of tokens needs its usage.
         limited = grant is not None and grant.counts_tokens
         look = arrival.can_look and (rewritten or limited or self._samples(parsed))
         steer = self._steer(arrival, request, pick, look)
+        # Before the ledger counts this request among what the pick went by.
+        recorded = 0 if self._recording is None else self._take_down(request, pick, candidates, opened_s, now_s)
         entry = self._ledger.take(
             pick.slots[0],
             round(request.prompt_tokens * (1.0 - hit_share)),
@@ -433,7 +465,15 @@ class Dispatcher:
             self._record(request, pick, hit_share, now_s)
         except Exception as error:
             self._faults("record", error)
-        return steer, Account(request, parsed.kind, endpoint, entry, opened_s, grant)
+        return steer, Account(request, parsed.kind, endpoint, entry, opened_s, grant, recorded)
+
+    def _take_down(self, request: Request, pick: Pick, candidates: Candidates, opened_s: float, now_s: float) -> int:
+        assert self._recording is not None
+        try:
+            return self._recording.picked(request, pick, candidates, opened_s, now_s)
+        except Exception as error:
+            self._faults("decision-log", error)
+            return 0
 
     def _answer_tokens(self, request: Request) -> int:
         limits = [limit for limit in (self._policy.max_output_tokens, request.max_tokens) if limit is not None]
@@ -597,10 +637,8 @@ class Dispatcher:
         request = place.request
         queue.record.ended(_labels(request), settled.ending.value, settled.waited_s)
         try:
-            pick, hit_share = self._choose(request, self._eligible(place.arrival.subset), now_s)
-            routed = self._commit(
-                place.arrival, place.parsed, request, pick, hit_share, place.opened_s, now_s, place.grant
-            )
+            choice = self._choose(request, self._eligible(place.arrival.subset), now_s)
+            routed = self._commit(place.arrival, place.parsed, request, choice, place.opened_s, now_s, place.grant)
         except Drop as drop:
             self._refuse(place, drop, now_s)
             return
@@ -619,7 +657,7 @@ class Dispatcher:
             self._faults("resume", error)
 
     def _refuse(self, place: Place, drop: Drop, now_s: float) -> None:
-        self._refused(drop, place.request, place.grant, now_s)
+        self._refused(drop, place.request, place.grant, place.opened_s, now_s)
         self._resume(place, drop)
 
     def _turn_away(self, settled: Settled[Place], now_s: float) -> None:
@@ -631,7 +669,7 @@ class Dispatcher:
         assert self._queue is not None
         settled = self._queue.control.cancel(place.ticket, now_s)
         if settled is not None:
-            self._refused(self._drop(self._queue, settled), place.request, place.grant, now_s)
+            self._refused(self._drop(self._queue, settled), place.request, place.grant, place.opened_s, now_s)
 
     def _drop(self, queue: Queue, settled: Settled[Place]) -> Drop:
         queue.record.ended(_labels(settled.ticket.payload.request), settled.ending.value, settled.waited_s)
@@ -695,6 +733,23 @@ class Dispatcher:
             usage=counted,
             ttft_s=account.ttft_s,
         )
+        if account.recorded:
+            self._note_end(account, notice, counted, now_s)
+
+    def _note_end(self, account: Account, notice: Finished, counted: Usage | None, now_s: float) -> None:
+        assert self._recording is not None
+        try:
+            self._recording.ended(
+                account.recorded,
+                now_s,
+                status=account.status,
+                aborted=notice.cause is Cause.ABORTED,
+                ttft_s=account.ttft_s,
+                usage=counted,
+                served=account.endpoint.destination if account.endpoint is not account.picked else "",
+            )
+        except Exception as error:
+            self._faults("decision-log", error)
 
     def _pass_over(self, endpoint: Endpoint, now_s: float) -> None:
         """Nobody else is sent to a server that takes no connections. Its next metrics page brings it back: one without is tried on."""

@@ -94,6 +94,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_client_ca_file: Path | None = None
     metrics_token_file: Path | None = None
 
+    decision_log: Path | None = None
+    decision_log_max_bytes: int | None = None
+    """None is `epp.decisions.file`'s own."""
+
     log_level: int = 20
     """As the standard library counts."""
     log_encoder: Literal["json", "console"] = "console"

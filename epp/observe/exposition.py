@@ -373,6 +373,9 @@ class Exposition:
         degradations = [((kind,), n) for kind, n in metrics.degradations.items()]
         text = "Answers by less than the configured policy, by what stood in."
         yield Values("counter", "epp_degraded_total", text, ("kind",), degradations)
+        lines = [((fate,), n) for fate, n in metrics.decision_lines.items()]
+        text = "Lines of the decision log: written, or lost because writing failed or could not keep up."
+        yield Values("counter", "epp_decision_log_lines_total", text, ("fate",), lines)
         limits = [((limit,), n) for limit, n in metrics.transport_limits.items()]
         text = "Times that a peer on a gRPC port ran into a limit, by the limit's name."
         yield Values("counter", "epp_transport_limits_total", text, ("limit",), limits)

@@ -144,6 +144,7 @@ class Metrics:
         self.transport_limits: Counter[str] = Counter()
         self.refusals: Counter[Reason] = Counter()
         self.quota_refusals: Counter[tuple[str, str]] = Counter()
+        self.decision_lines: Counter[str] = Counter()
         self._models: set[str] = set()
         self._targets: set[str] = set()
         self._fairness_ids: set[str] = set()
@@ -268,6 +269,10 @@ class Metrics:
     def limited(self, limit: str) -> None:
         """A peer of the transport ran into the limit of that name."""
         self.transport_limits[limit] += 1
+
+    def decision_log(self, fate: str, lines: int = 1) -> None:
+        """So many lines of the decision log were "written" or "lost"."""
+        self.decision_lines[fate] += lines
 
     def labels(self, named: Key) -> Key:
         """`named` as it is counted: `OTHER` for what is past the bounds. The same for one request at all times."""
