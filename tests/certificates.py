@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,12 +31,16 @@ class Authority:
         )
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, names: Sequence[str], ends_in: datetime.timedelta = 5 * DAY) -> Identity:
-        """A leaf for DNS names and URIs (those with ://), valid since two days ago until `ends_in` from now."""
+    def issue(self, names: Sequence[str], ends_in: datetime.timedelta = 5 * DAY, user: str = "") -> Identity:
+        """A leaf for DNS names, IPv4 addresses and URIs (those with ://), valid since two days ago until `ends_in` from now.
+
+        `user` is its common name: who a client is to Kubernetes.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        shown = [x509.UniformResourceIdentifier(n) if "://" in n else x509.DNSName(n) for n in names]
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, user)] if user else [])
+        shown = [_general_name(name) for name in names]
         certificate = (
-            _begun(x509.Name([]), self._name, key.public_key(), ends_in)
+            _begun(subject, self._name, key.public_key(), ends_in)
             .add_extension(x509.SubjectAlternativeName(shown), critical=True)
             .sign(self._key, hashes.SHA256())
         )
@@ -43,6 +48,14 @@ class Authority:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         return Identity(certificate.public_bytes(serialization.Encoding.PEM), private)
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    if "://" in name:
+        return x509.UniformResourceIdentifier(name)
+    if name.replace(".", "").isdecimal():
+        return x509.IPAddress(ipaddress.IPv4Address(name))
+    return x509.DNSName(name)
 
 
 def _begun(

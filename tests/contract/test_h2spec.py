@@ -6,7 +6,6 @@ import asyncio
 import datetime
 import os
 import re
-import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -15,9 +14,6 @@ import pytest
 from epp.extproc import tls
 from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
-
-MODULE = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"
-BIN = Path(__file__).parents[2] / ".cache" / "bin"
 
 PRESUMES_A_TABLE = {
     "Sends a dynamic table size update",
@@ -38,24 +34,6 @@ async def run(*command: str, **environment: str) -> tuple[int, str]:
     output, _ = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode()
-
-
-@pytest.fixture
-async def h2spec() -> Path:
-    program = BIN / "h2spec"
-    if program.exists():
-        return program
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    reason = "h2spec not run: it needs Go to install"
-    if go is not None:
-        BIN.mkdir(parents=True, exist_ok=True)
-        code, output = await run(go, "install", MODULE, GOBIN=str(BIN))
-        if code == 0:
-            return program
-        reason = f"h2spec not run: {output[-500:]}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])

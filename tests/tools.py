@@ -1,0 +1,154 @@
+"""Programs in Go that tests run as real peers: built once from their modules into `.cache/bin`, while other tests run.
+
+A test takes one by the fixture of its name (see `tests/conftest.py`). Pytest starts to build at the start of a session whose tests need
+any, and runs those tests last, so that who waits for a compiler waits as little as can be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import msgspec
+
+BIN = Path(__file__).parent.parent / ".cache" / "bin"
+"""Programs are kept under their names and versions: another version is another file."""
+
+_STAGED = re.compile(r"^\s+(\S+) => \./staging/", re.MULTILINE)
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A main package of a module. `staged` is the version of those modules that it keeps in directories of its own, which only
+    the main module of a build may replace. `stamps` are linker variables."""
+
+    name: str
+    package: str
+    module: str
+    version: str
+    staged: str = ""
+    stamps: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return BIN / f"{self.name}-{self.version.partition('+')[0]}"
+
+
+_K8S = "v1.34.2"
+_STAMP = "k8s.io/component-base/version"
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        Tool(
+            "h2spec", "github.com/summerwind/h2spec/cmd/h2spec", "github.com/summerwind/h2spec", "v2.2.1+incompatible"
+        ),
+        Tool("etcd", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3", "v3.6.16"),
+        Tool("helm", "helm.sh/helm/v3/cmd/helm", "helm.sh/helm/v3", "v3.19.0"),
+        Tool(
+            "kube-apiserver",
+            "k8s.io/kubernetes/cmd/kube-apiserver",
+            "k8s.io/kubernetes",
+            _K8S,
+            staged="v0.34.2",
+            # Charts ask the server for its version.
+            stamps=(f"{_STAMP}.gitVersion={_K8S}", f"{_STAMP}.gitMajor=1", f"{_STAMP}.gitMinor=34"),
+        ),
+    )
+}
+"""In the order in which they are built: what takes seconds goes before what takes minutes."""
+
+
+class Missing(Exception):
+    """A program cannot be had. The message says which and why."""
+
+
+class Builder:
+    """Builds the named tools one after the other, in a thread, at the lowest priority; `close` ends it whatever it does."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._paths: dict[str, Future[Path]] = {name: Future() for name in TOOLS if name in names}
+        self._closed = threading.Event()
+        self._compiling: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._build_all, name="tools", daemon=True)
+        self._thread.start()
+
+    def wait(self, name: str) -> None:
+        """Returns when there is a program, or will be none."""
+        self._paths[name].exception()
+
+    def path(self, name: str) -> Path:
+        """Where the program is. Waits for it. Raises Missing."""
+        return self._paths[name].result()
+
+    def close(self) -> None:
+        """Returns when nothing is left running; a build that was cut off leaves nothing behind but Go's own cache."""
+        self._closed.set()
+        if self._compiling is not None:
+            self._compiling.terminate()
+        self._thread.join()
+
+    def _build_all(self) -> None:
+        for name, future in self._paths.items():
+            try:
+                future.set_result(self._build(TOOLS[name]))
+            except Exception as error:
+                # Whatever it is, it belongs to the tests that wait for the program.
+                future.set_exception(error if isinstance(error, Missing) else Missing(f"{name}: {error!r}"))
+
+    def _build(self, tool: Tool) -> Path:
+        go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+        if tool.path.exists():
+            return tool.path
+        if go is None:
+            raise Missing(f"{tool.name} is built by Go, which is not installed")
+        with _locked(tool), tempfile.TemporaryDirectory(dir=BIN, prefix=f".{tool.name}-") as directory:
+            if not tool.path.exists():
+                made = self._compile(go, tool, Path(directory))
+                made.replace(tool.path)
+        return tool.path
+
+    def _compile(self, go: str, tool: Tool, directory: Path) -> Path:
+        replaced = ""
+        if tool.staged:
+            known = json.loads(self._run(go, "mod", "download", "-json", f"{tool.module}@{tool.version}", at=directory))
+            staged = _STAGED.findall(Path(known["GoMod"]).read_text())
+            replaced = "".join(f"replace {module} => {module} {tool.staged}\n" for module in staged)
+        (directory / "go.mod").write_text(f"module tools\n\nrequire {tool.module} {tool.version}\n\n{replaced}")
+        made = directory / "made"
+        flags = " ".join(("-s -w", *(f"-X {stamp}" for stamp in tool.stamps)))
+        self._run(go, "build", "-mod=mod", "-trimpath", "-ldflags", flags, "-o", str(made), tool.package, at=directory)
+        return made
+
+    def _run(self, go: str, *arguments: str, at: Path) -> bytes:
+        """What the command says. Raises Missing when it fails or is cut off."""
+        environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+        pipe = subprocess.PIPE
+        command = ["nice", "-n", "19", go, *arguments]
+        with subprocess.Popen(command, cwd=at, env=environment, stdout=pipe, stderr=pipe) as process:
+            self._compiling = process
+            if self._closed.is_set():
+                process.terminate()
+            output, complaint = process.communicate()
+            self._compiling = None
+        if process.returncode != 0:
+            raise Missing(f"`go {arguments[0]}` failed at {arguments[-1]}: {complaint.decode(errors='replace')[-800:]}")
+        return output
+
+
+@contextlib.contextmanager
+def _locked(tool: Tool) -> Iterator[None]:
+    """Holds off other test runs of this checkout that want to build the same."""
+    BIN.mkdir(parents=True, exist_ok=True)
+    with (BIN / f".{tool.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
