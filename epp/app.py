@@ -37,7 +37,7 @@ from epp.discovery.eds import EdsFile
 from epp.discovery.file import FileDiscovery
 from epp.discovery.source import DiscoveryError, DiscoverySource
 from epp.discovery.static import StaticDiscovery
-from epp.dispatcher import NOBODY, Dispatcher, Place, Policy, Queue
+from epp.dispatcher import NOBODY, Account, Dispatcher, Place, Policy, Queue
 from epp.drops import OUTCOMES, Drop
 from epp.endpoint import CacheConfig, Endpoint, Endpoints, Report
 from epp.extproc.codec import Undecodable
@@ -50,6 +50,7 @@ from epp.extproc.server import Http2Server
 from epp.extproc.session import Stopwatch, open_session
 from epp.extproc.tls import TlsError
 from epp.flow.control import FlowControl
+from epp.flow.evictions import Evictions
 from epp.ledger import Ledger, Mark
 from epp.observe import logs
 from epp.observe.auth import TokenError
@@ -93,6 +94,12 @@ ENVOY_FOLLOWS_S = 0.25
 STALLED_SCRAPES = 2
 """Scrapes in a row without an answer in time (2 s each) after which a server that shares its port with its metrics page is passed
 over, while others can be reached: it takes connections and answers nothing. Its next page brings it back."""
+
+OWN_ACCOUNT = frozenset({"concurrency-detector", "prefill-wait-detector"})
+"""Saturation detectors that go by our own account, which shows the end of a request at once; others may go by scrapes."""
+
+GO_DETECTOR_STALE_S = 0.2
+"""By how much a report may be older than the interval of scrapes and still count."""
 
 QUOTAS_SHOWN = 1000
 """Rows of /debug/quotas."""
@@ -406,7 +413,10 @@ class Picker:
         control: FlowControl[Place] = FlowControl(
             configuration.flow, asyncio.get_running_loop().time(), pool_empty=not len(self.endpoints)
         )
-        return Queue(control, self._flow_record, self._ticker.wake)
+        evictions: Evictions[Account] | None = None
+        if configuration.flow.evicts_running:
+            evictions = Evictions(_grace_s(self._settings, configuration))
+        return Queue(control, self._flow_record, self._ticker.wake, evictions)
 
     def _pool_changed(self) -> None:
         self.dispatcher.pool_changed(asyncio.get_running_loop().time())
@@ -572,6 +582,13 @@ def _quota(configuration: Configuration, rng: random.Random, metrics: Metrics) -
         rng=rng,
         refused=metrics.quota_refused,
     )
+
+
+def _grace_s(settings: Settings, configuration: Configuration) -> float:
+    """How long after the end of a request the saturation may still not show it."""
+    if configuration.plugins[configuration.detector].type in OWN_ACCOUNT:
+        return 0.01
+    return settings.refresh_metrics_interval_s + GO_DETECTOR_STALE_S + 0.25
 
 
 def dispatch_policy(settings: Settings, configuration: Configuration) -> Policy:

@@ -22,9 +22,10 @@ from epp.drops import OUTCOMES, Drop, Reason
 from epp.endpoint import Candidates, Endpoint, Endpoints, IntArray
 from epp.extproc.events import Arrival, Cause, Finished, Routed, Started, Steer, connected_not
 from epp.flow.control import FlowControl
+from epp.flow.evictions import Evictions
 from epp.flow.ticket import REASONS, Ending, Settled, Ticket
 from epp.ledger import Entry, Ledger
-from epp.observe.flow import FlowRecord, Now
+from epp.observe.flow import QUEUED, FlowRecord, Now, Reclaim
 from epp.observe.logs import DecisionLog, RefusalLog
 from epp.observe.metrics import Metrics
 from epp.openai.api import Kind
@@ -82,14 +83,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account:
-    """One routed request until its end: what to settle, and with whom. `grant` is None where no quota holds, `recorded` 0 where no
-    decision log holds the pick.
+    """One routed request until its end: what to settle, and with whom. `grant` is None where no quota holds, `evict` where
+    nobody may end it, `recorded` 0 where no decision log holds the pick.
     """
 
     __slots__ = (
         "content_type",
         "endpoint",
         "entry",
+        "evict",
         "grant",
         "kind",
         "opened_s",
@@ -120,6 +122,7 @@ class Account:
         self.status = 0
         self.content_type = ""
         self.ttft_s: float | None = None
+        self.evict: Callable[[Drop], None] | None = None
 
 
 class Place:
@@ -156,11 +159,14 @@ def _unheard(routed: Routed[Account]) -> None:
 
 
 class Queue(msgspec.Struct, frozen=True, eq=False):
-    """Flow control, and who hears of it. `wake` asks for a `Dispatcher.pump` soon; it may be called at any time."""
+    """Flow control, and who hears of it. `wake` asks for a `Dispatcher.pump` soon; it may be called at any time. `evictions` None:
+    whoever runs may run to its end.
+    """
 
     control: FlowControl[Place]
     record: FlowRecord
     wake: Callable[[], None]
+    evictions: Evictions[Account] | None = None
 
 
 _TURNS_AT_ONCE = 64
@@ -182,16 +188,19 @@ _TOLD = {
 }
 
 
+_EVICTED = "The request gave way to one of higher priority after {ran_s:.1f} s. Try again later."
+
+
 class Dispatcher:
     """Implements `epp.extproc.events.Dispatcher`.
 
     `timer` is a monotonic clock in seconds for measuring our own stages; `faults(kind, error)` takes note of a bug of ours
-    that was done without, `kind` being the step that failed: read, quota, pick, steer, record, decision-log, resume or usage. `pressure` says what picks
-    leave out for the loop's sake; without it, nothing. `resources` says which priority a request has and which model serves
-    it; without it, 0 and the one it asks for. `quota` says who may use how much; without it, everybody anything. `queue` lets requests wait while the pool is full; without
-    it, those below priority 0 are refused then and all others go on. `recording` takes down every decision and its outcome for the
-    decision log. Its draws have a generator of their own, seeded from `rng`: the nth request
-    draws the same whatever else is left to chance.
+    that was done without, `kind` being the step that failed: read, quota, flow, pick, steer, record, decision-log, resume, evict or
+    usage. `pressure` says what picks leave out for the loop's sake; without it, nothing. `resources` says which priority a request
+    has and which model serves it; without it, 0 and the one it asks for. `quota` says who may use how much; without it, everybody
+    anything. `queue` lets requests wait while the pool is full; without it, those below priority 0 are refused then and all others
+    go on. `recording` takes down every decision and its outcome for the decision log. Its draws have a generator of their own,
+    seeded from `rng`: the nth request draws the same whatever else is left to chance.
     """
 
     def __init__(
@@ -216,6 +225,7 @@ class Dispatcher:
     ) -> None:
         self._recording = recording
         self._queue = queue
+        self._evicts = queue is not None and queue.evictions is not None
         self._looked = 1.0
         self._looked_s = -inf
         self._unlooked = 0
@@ -508,6 +518,7 @@ class Dispatcher:
                 turn_back=(request.target_model, request.model) if rewritten else None,
                 look=look,
                 scores=pick.scores_by_destination() if self._policy.emit_scores else None,
+                evictable=self._evicts and request.priority < 0,
             )
         except Exception as error:
             self._faults("steer", error)
@@ -528,8 +539,13 @@ class Dispatcher:
         for settled in control.expire(now_s):
             self._turn_away(settled, now_s)
         for _ in range(_TURNS_AT_ONCE):
-            next_one = control.next(self._saturation(now_s), now_s) if control.requests else None
+            if not control.requests:
+                break
+            saturation = self._saturation(now_s)
+            next_one = control.next(saturation, now_s)
             if next_one is None:
+                if queue.evictions is not None:
+                    self._make_room(queue, queue.evictions, saturation, now_s)
                 break
             self._let_go(queue, next_one, now_s)
         queue.record.cycle(self._timer() - began)
@@ -560,6 +576,7 @@ class Dispatcher:
         state = self._queue.control.state()
         waiting = [(_labels(one.payload.request), one.body_bytes) for one in self._queue.control.tickets()]
         candidates = self._endpoints.candidates(now_s)
+        saturation = self._saturation(now_s)
         return Now(
             waiting=waiting,
             levels=state.bands,
@@ -567,9 +584,17 @@ class Dispatcher:
             bytes=state.bytes,
             max_requests=state.max_requests,
             max_bytes=state.max_bytes,
-            saturation=self._saturation(now_s),
+            saturation=saturation,
             stale_endpoints=int((~candidates.fresh).sum()),
+            reclaim=self._reclaim(self._queue, saturation),
         )
+
+    def _reclaim(self, queue: Queue, saturation: float) -> Reclaim | None:
+        if queue.evictions is None:
+            return None
+        blocked, told = queue.control.blocked, queue.evictions.told
+        target = max(0.0, saturation - blocked[1]) if blocked is not None else 0.0
+        return Reclaim(target, told * saturation / self._in_flight() if told else 0.0)
 
     def _saturation(self, now_s: float) -> float:
         """How full the pool is; 1 where it has no endpoint."""
@@ -598,6 +623,7 @@ class Dispatcher:
 
     def _enqueue(self, queue: Queue, place: Place, now_s: float) -> None:
         """Raises Drop where the request may not wait."""
+        began = self._timer()
         request = place.request
         place.ticket = ticket = Ticket(
             place,
@@ -609,11 +635,13 @@ class Dispatcher:
             slo_deadline_s=place.opened_s + _milliseconds(request.headers.get(SLO_HEADER)),
         )
         refused: Drop | None = None
+        outcome = QUEUED
         for settled in queue.control.submit(ticket, now_s):
             if settled.ticket is ticket:
-                refused = self._drop(queue, settled)
+                refused, outcome = self._drop(queue, settled), settled.ending.value
             else:
                 self._turn_away(settled, now_s)
+        queue.record.enqueued(_labels(request), outcome, self._timer() - began)
         if refused is not None:
             raise refused
         queue.wake()
@@ -664,6 +692,25 @@ class Dispatcher:
         assert self._queue is not None
         self._refuse(settled.ticket.payload, self._drop(self._queue, settled), now_s)
 
+    def _make_room(self, queue: Queue, evictions: Evictions[Account], saturation: float, now_s: float) -> None:
+        """End requests that run for those who wait above them. They are accounted for when they are `finished`."""
+        queue.record.unconfirmed(evictions.overdue(now_s))
+        if queue.control.blocked is None:
+            return
+        priority, ceiling = queue.control.blocked
+        for account, level in evictions.due(priority, saturation, ceiling, self._in_flight(), now_s):
+            drop = Drop(Reason.EVICTED, _EVICTED.format(ran_s=now_s - account.opened_s))
+            self._returns.advise(drop, now_s, priority=level, ahead=queue.control.waiting(level))
+            queue.record.told_to_end(level)
+            try:
+                assert account.evict is not None
+                account.evict(drop)
+            except Exception as error:
+                self._faults("evict", error)
+
+    def _in_flight(self) -> float:
+        return float(self._endpoints.in_flight[self._endpoints.slots].sum())
+
     def _left(self, place: Place, now_s: float) -> None:
         """The client of `place` is gone."""
         assert self._queue is not None
@@ -676,6 +723,11 @@ class Dispatcher:
         return Drop(REASONS[settled.ending], _TOLD[settled.ending].format(waited_s=settled.waited_s))
 
     # --- what became of it -----------------------------------------------------------------------------------------
+
+    def runs(self, account: Account, evict: Callable[[Drop], None]) -> None:
+        account.evict = evict
+        if self._queue is not None and self._queue.evictions is not None:
+            self._queue.evictions.began(account, account.request.priority)
 
     def started(self, account: Account, notice: Started, now_s: float) -> Mapping[str, str]:
         """The answer's headers: follow the endpoint that really served, and let plugins add headers."""
@@ -721,6 +773,8 @@ class Dispatcher:
         if account.status == 503 and connected_not(notice.tail):
             self._pass_over(account.endpoint, now_s)
         counted = self._usage(account, notice)
+        if account.evict is not None:
+            self._ran(account, notice.cause is Cause.EVICTED, now_s)
         if account.grant is not None:
             self._settle(account, account.grant, notice, counted, now_s)
         self._metrics.finished(
@@ -743,7 +797,7 @@ class Dispatcher:
                 account.recorded,
                 now_s,
                 status=account.status,
-                aborted=notice.cause is Cause.ABORTED,
+                aborted=notice.cause is not Cause.COMPLETE,
                 ttft_s=account.ttft_s,
                 usage=counted,
                 served=account.endpoint.destination if account.endpoint is not account.picked else "",
@@ -756,6 +810,20 @@ class Dispatcher:
         slot = self._endpoints.slot_by_destination(endpoint.destination)
         if slot is not None and self._endpoints.fresh(slot, now_s):
             self._endpoints.set_unreachable(slot, True)
+
+    def _ran(self, account: Account, evicted: bool, now_s: float) -> None:
+        """The end of a request that might have been told to end."""
+        queue, request = self._queue, account.request
+        # Together they would live until the collector came by.
+        account.evict = None
+        if queue is not None and queue.evictions is not None:
+            told_s = queue.evictions.ended(account, request.priority, now_s)
+            if told_s is not None:
+                queue.record.confirmed(told_s)
+        if evicted:
+            drop = Drop(Reason.EVICTED, _EVICTED.format(ran_s=now_s - account.opened_s))
+            self._metrics.evicted(*_labels(request), OUTCOMES[drop.reason])
+            self._refusals.note(drop, request, now_s)
 
     def _settle(self, account: Account, grant: Grant, notice: Finished, counted: Usage | None, now_s: float) -> None:
         assert self._quota is not None
@@ -779,7 +847,8 @@ class Dispatcher:
 
 def _spent(account: Account, notice: Finished, counted: Usage | None) -> int | None:
     """Tokens of prompt and answer as far as the end of the exchange tells, None where it does not."""
-    if account.status >= 400:
+    # Who was evicted has nothing of what it got.
+    if account.status >= 400 or notice.cause is Cause.EVICTED:
         return 0
     if counted is not None and counted.prompt_tokens is not None:
         return counted.prompt_tokens + (counted.completion_tokens or 0)

@@ -24,7 +24,6 @@ class Reason(enum.Enum):
     TTL_EXPIRED_NO_ENDPOINTS = "ttl-expired-no-endpoints"
     EVICTED = "evicted"
     EVICTED_QUEUE_PRESSURE = "evicted-queue-pressure"
-    EVICTED_PRIORITY = "evicted-priority"
     CLIENT_GONE = "rejected-context-cancelled"
     SHUTTING_DOWN = "rejected-shutting-down"
     OVER_QUOTA = "rejected-over-quota"
@@ -144,17 +143,12 @@ OUTCOMES: dict[Reason, Outcome] = {
         _rejected(
             Reason.EVICTED,
             *(429, _LIMITED, _EXHAUSTED, "info", Return.DRAIN),
-            "the request gave way while it was running",
+            "the request gave way to one of higher priority while it ran; an answer that has begun is cut off instead",
         ),
         _rejected(
             Reason.EVICTED_QUEUE_PRESSURE,
             *(429, _LIMITED, _EXHAUSTED, "info", Return.DRAIN),
             "the request gave way while it waited, because too much waited",
-        ),
-        _rejected(
-            Reason.EVICTED_PRIORITY,
-            *(429, _LIMITED, _EXHAUSTED, "info", Return.DRAIN),
-            "the request gave way to one of higher priority",
         ),
         _rejected(
             Reason.CLIENT_GONE,

@@ -91,7 +91,10 @@ class SaturationEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
 
 
 class FlowControlEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Queues by priority in front of the pool."""
+    """Queues by priority in front of the pool.
+
+    With `enable_eviction` requests below priority 0 that run are ended for those of higher priority that wait.
+    """
 
     max_bytes: Quantity | None = None
     max_requests: Quantity | None = None

@@ -467,13 +467,9 @@ class _Loader:
 
     def _flow_control(self, flow: FlowControlEntry) -> FlowSettings:
         """Checked also where it has no effect because its gate is closed."""
-        if not self._gates["flowControl"]:
-            if flow != FlowControlEntry(saturation_detector=flow.saturation_detector):
-                self._warnings.append("flowControl has no effect without its feature gate, save for saturationDetector")
-        elif flow.enable_eviction:
-            self._warnings.append(
-                "flowControl.enableEviction has no effect: only requests that wait give way in this version, not running ones"
-            )
+        without = FlowControlEntry(saturation_detector=flow.saturation_detector)
+        if not self._gates["flowControl"] and flow != without:
+            self._warnings.append("flowControl has no effect without its feature gate, save for saturationDetector")
         default = self._band(flow.default_priority_band or BandDefaults())
         negative = flow.default_negative_priority_band
         return FlowSettings(
@@ -488,6 +484,7 @@ class _Loader:
             )
             or inf,
             limit=self._limit(flow.usage_limit_policy_plugin_ref),
+            evicts_running=flow.enable_eviction,
         )
 
     def _bands(self, entries: Iterable[BandEntry]) -> dict[int, BandSettings]:

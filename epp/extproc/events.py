@@ -114,11 +114,12 @@ class Arrival(msgspec.Struct, frozen=True):
 
 class Cause(enum.Enum):
     """How an exchange ended. Where Envoy hides the answer's body, nothing tells a client that left from a whole answer:
-    both are COMPLETE once the answer's headers came.
+    both are COMPLETE once the answer's headers came. EVICTED is one that a `Drop` after its `Steer` cut short.
     """
 
     COMPLETE = "complete"
     ABORTED = "aborted"
+    EVICTED = "evicted"
 
 
 @final
@@ -172,7 +173,8 @@ class Steer(msgspec.Struct, frozen=True):
     """Where the request goes. `destination` is `ip:port` or a comma list, best first.
 
     `body` replaces the request's body (None: unchanged). `turn_back` is (model as the server says it, model as the client
-    asked), applied to the answer. `look` asks Envoy to show this answer's body. `scores` go into dynamic metadata.
+    asked), applied to the answer. `look` asks Envoy to show this answer's body. `scores` go into dynamic metadata. `evictable`:
+    the dispatcher wants to be told how to end the request while it runs.
     """
 
     destination: str
@@ -182,6 +184,7 @@ class Steer(msgspec.Struct, frozen=True):
     turn_back: tuple[str, str] | None = None
     look: bool = False
     scores: Mapping[str, float] | None = None
+    evictable: bool = False
 
 
 # --- Replies: what the exchange tells Envoy ---------------------------------------------------------------------------
@@ -243,7 +246,9 @@ class MoreTime(msgspec.Struct, frozen=True):
 
 
 class Immediate(msgspec.Struct, frozen=True):
-    """Envoy answers the client itself, with what `drop` says; the exchange is over."""
+    """Envoy answers the client itself, with what `drop` says; where an answer has begun, it resets the client's stream instead. The
+    exchange is over.
+    """
 
     drop: Drop
 
@@ -296,6 +301,12 @@ class Dispatcher(Protocol, Generic[Handle]):
         """Pick, and take the ledger entry in the same step, or let the request wait. `opened_s` is when its headers came.
 
         Raises Drop when the request is refused; there is no handle then and no later notice.
+        """
+        ...
+
+    def runs(self, handle: Handle, evict: Callable[[Drop], None]) -> None:
+        """Told first where the steer is `evictable`. `evict` has Envoy refuse the request, or cut off its answer where that has
+        begun; `finished` comes once Envoy has. It is not to be called from a method of this protocol, and harmless after `finished`.
         """
         ...
 

@@ -20,7 +20,8 @@ headers is ignored. So the body cannot be part of the decision there.
 An answer that overtakes its request (a local reply of another filter, a server that answers early in a mode that hides
 the body) makes the request VOID if it was not yet steered: the answer passes as it is and nobody is told of it.
 
-The response side goes WAITING ──headers──► OPEN ──end──► ENDED. It is ENDED at once after an immediate response.
+The response side goes WAITING ──headers──► OPEN ──end──► ENDED. It is ENDED at once after an immediate response, which may come
+at any time: Envoy 1.40 answers with it as long as no other answer has begun, and resets the client's stream after that.
 Whatever comes in an order that has no meaning is ignored: an answer to it would be a part out of order.
 """
 
@@ -122,7 +123,8 @@ class Exchange:
     It returns what to do, in order. A `Started` is followed directly by its `ResponseHeadersReply`.
 
     Every `Steer` gets exactly one `Finished`: at the answer's end, at the stream's end, or at once where the steer comes
-    when the request is gone. After a clean `Closed` an `EndOfStream` comes once nothing more is to be sent, and no reply
+    when the request is gone. A `Drop` after the `Steer` cuts the exchange short: its `Finished` comes when Envoy has closed the
+    stream. After a clean `Closed` an `EndOfStream` comes once nothing more is to be sent, and no reply
     after it.
     """
 
@@ -133,6 +135,7 @@ class Exchange:
         "_body_bytes",
         "_carrier",
         "_collected_bytes",
+        "_evicted",
         "_half_closed",
         "_has_body",
         "_headers",
@@ -174,6 +177,7 @@ class Exchange:
         self._trailers = False
         self._owed: list[Reply] = []
         self._half_closed = False
+        self._evicted = False
         self._watched = False
         self._look = False
         self._response_mode = default_modes.response
@@ -359,7 +363,16 @@ class Exchange:
         return msgspec.structs.replace(steer, set_headers=(*steer.set_headers, length))
 
     def _drop(self, drop: Drop) -> list[Reply | Notice]:
-        return self._refuse(drop) if self._asking is _DECIDING else []
+        if self._asking is _DECIDING:
+            return self._refuse(drop)
+        return self._evict(drop) if self._watched and not self._evicted else []
+
+    def _evict(self, drop: Drop) -> list[Reply | Notice]:
+        """Whatever comes now until Envoy closes the stream is of no use to anybody."""
+        self._evicted = True
+        self._void()
+        self._answering = _ENDED
+        return [Immediate(drop)]
 
     def _refuse(self, drop: Drop) -> list[Reply | Notice]:
         self._void()
@@ -490,13 +503,18 @@ class Exchange:
             return []
         out: list[Reply | Notice] = []
         if self._watched:
-            out.append(self._finish(Cause.COMPLETE if self._ended_unseen() else Cause.ABORTED))
+            out.append(self._finish(self._cause()))
         self._half_closed = True
         self._void()
         self._answering = _ENDED
         if clean:
             out.append(_END_OF_STREAM)
         return out
+
+    def _cause(self) -> Cause:
+        if self._evicted:
+            return Cause.EVICTED
+        return Cause.COMPLETE if self._ended_unseen() else Cause.ABORTED
 
     def _ended_unseen(self) -> bool:
         """Whether the close is the answer's end: its headers came, and its body is one that Envoy does not show.

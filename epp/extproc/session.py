@@ -205,9 +205,7 @@ class _Call(Generic[Handle]):
             self._incidents.fault(error)
             return Drop(Reason.INTERNAL, "The endpoint picker failed on this request. It has been reported; try again.")
         if isinstance(routed, tuple):
-            steer, handle = routed
-            self._handle = (handle,)
-            return steer
+            return self._steered(*routed)
         self._waiting = routed
         routed.resume = self._resumed
         if self._exchange.is_timed:
@@ -221,9 +219,20 @@ class _Call(Generic[Handle]):
             self._dispatchers_drop = routed
             self._decided(routed)
             return
-        steer, handle = routed
+        self._decided(self._steered(*routed))
+
+    def _steered(self, steer: Steer, handle: Handle) -> Steer:
         self._handle = (handle,)
-        self._decided(steer)
+        if steer.evictable:
+            try:
+                self._dispatcher.runs(handle, self._evict)
+            except Exception as error:
+                self._incidents.fault(error)
+        return steer
+
+    def _evict(self, drop: Drop) -> None:
+        self._dispatchers_drop = drop
+        self._perform(self._exchange.receive(drop))
 
     def _give_up(self, waiting: Waiting[Handle]) -> None:
         self._waiting = None

@@ -119,7 +119,8 @@ class _Band(Generic[Payload]):
 
 
 class FlowControl(Generic[Payload]):
-    """The only owner of what waits. `requests` and `bytes` of it are read freely.
+    """The only owner of what waits. `requests` and `bytes` of it are read freely, and `blocked`: the highest priority that waits
+    and the ceiling that it met, as of the latest `next`; None where nobody waited for room.
 
     Saturation is how full the pool is, ≥ 0, as its detector says. A pool without endpoints takes nothing, whatever its saturation.
     """
@@ -128,6 +129,7 @@ class FlowControl(Generic[Payload]):
         self.settings = settings
         self.requests = 0
         self.bytes = 0
+        self.blocked: tuple[int, float] | None = None
         self._ceilings = new_ceilings(settings.limit)
         self._bands: dict[int, _Band[Payload]] = {}
         self._priorities: list[int] = []
@@ -178,8 +180,9 @@ class FlowControl(Generic[Payload]):
     def next(self, saturation: float, now_s: float) -> Settled[Payload] | None:
         """Whose turn it is, if the pool has room. Call `expire` before, and again with the new saturation until it says None.
 
-        The highest band that waits decides: while the pool has no room for it, nobody below goes.
+        The highest band that waits decides: while the pool has no room for it, nobody below goes, and `blocked` says so.
         """
+        self.blocked = None
         if not self.requests or self._pool_empty:
             return None
         ceilings = self._ceilings.of(saturation, self._priorities)
@@ -187,6 +190,7 @@ class FlowControl(Generic[Payload]):
             band = self._bands[priority]
             if band.tickets:
                 if saturation >= ceiling:
+                    self.blocked = (priority, ceiling)
                     return None
                 return self._settle(band, band.take(), Ending.DISPATCHED, now_s)
         return None
@@ -241,16 +245,6 @@ class FlowControl(Generic[Payload]):
             if not band.tickets and priority not in self.settings.bands and now_s - band.idle_since_s >= IDLE_S:
                 del self._bands[priority]
                 self._priorities.remove(priority)
-
-    def blocked(self, saturation: float) -> tuple[int, float] | None:
-        """The highest band that waits and the ceiling that it met, None where nobody waits for room."""
-        if not self.requests or self._pool_empty:
-            return None
-        ceilings = self._ceilings.of(saturation, self._priorities)
-        for priority, ceiling in zip(self._priorities, ceilings, strict=True):
-            if self._bands[priority].tickets:
-                return (priority, ceiling) if saturation >= ceiling else None
-        return None
 
     def waiting(self, priority: int) -> int:
         """How many requests wait at that priority."""

@@ -71,6 +71,7 @@ class FlowSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `ttl_s` bounds a wait while the pool has endpoints, `empty_ttl_s` while it has none; inf: no bound. `max_requests` and
     `max_bytes` bound what waits in all bands together. `default` and `negative` are for priorities not in `bands`.
+    `evicts_running`: requests below priority 0 that run give way to those who wait above them.
     """
 
     bands: dict[int, BandSettings] = {}

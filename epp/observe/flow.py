@@ -38,6 +38,11 @@ WAIT_BOUNDS: Bounds = [
 ]
 CYCLE_BOUNDS: Bounds = [0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
 
+CONFIRMATION_BOUNDS: Bounds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
+
+QUEUED = "NotYetFinalized"
+"""The label `outcome` of a request that was taken into the queue, of the time that this took."""
+
 PREFIXES = ("llm_d_epp_", "inference_extension_")
 
 
@@ -67,6 +72,14 @@ class Now(msgspec.Struct, frozen=True):
     max_bytes: float
     saturation: float
     stale_endpoints: int
+    reclaim: Reclaim | None = None
+
+
+class Reclaim(msgspec.Struct, frozen=True):
+    """In saturation: what is over the ceiling of those who wait, and what those who were told to end still take up."""
+
+    target: float
+    pending: float
 
 
 class FlowRecord:
@@ -80,7 +93,11 @@ class FlowRecord:
         self._pool = pool
         self._detector = detector
         self.waits: dict[tuple[Key, str], Row] = {}
+        self.enqueues: dict[tuple[str, int, str], Row] = {}
         self.cycles = new_row(CYCLE_BOUNDS)
+        self.told: Counter[int] = Counter()
+        self.lost = 0
+        self.confirmations = new_row(CONFIRMATION_BOUNDS)
 
     def ended(self, key: Key, ending: str, waited_s: float) -> None:
         row = self.waits.get((key, ending))
@@ -96,6 +113,26 @@ class FlowRecord:
         for (key, ending), row in self.waits.items():
             counts[ending, key[2]] += int(sum(row[:-1]))
         return counts
+
+    def enqueued(self, key: Key, outcome: str, seconds: float) -> None:
+        """It took so long to put a request into the queue, or to find that it may not wait."""
+        _, _, priority, fairness_id = self._metrics.labels(key)
+        row = self.enqueues.setdefault((fairness_id, priority, outcome), new_row(CYCLE_BOUNDS))
+        row[bisect_left(CYCLE_BOUNDS, seconds)] += 1
+        row[-1] += seconds
+
+    def told_to_end(self, priority: int) -> None:
+        """A request that ran was told to give way."""
+        self.told[priority] += 1
+
+    def confirmed(self, seconds: float) -> None:
+        """It has ended, so long after it was told."""
+        self.confirmations[bisect_left(CONFIRMATION_BOUNDS, seconds)] += 1
+        self.confirmations[-1] += seconds
+
+    def unconfirmed(self, count: int) -> None:
+        """So many have not ended in time."""
+        self.lost += count
 
     def cycle(self, seconds: float) -> None:
         """One round of giving up and letting go."""
@@ -118,12 +155,42 @@ class FlowRecord:
         stale: list[tuple[Labels, float]] = [((self._detector,), now.stale_endpoints)]
         yield Values("gauge", f"{PREFIXES[0]}flow_control_stale_endpoints", text, ("detector",), stale)
         yield from self._capacity(now)
+        if now.reclaim is not None:
+            yield from self._evictions(now.reclaim)
+
+    def _evictions(self, reclaim: Reclaim) -> Iterator[Family]:
+        prefix, pool = f"{PREFIXES[0]}flow_control_", self._pool
+        text = "Requests that ran and were told to give way, by their priority."
+        issued: list[tuple[Labels, float]] = [((str(priority), pool), n) for priority, n in self.told.items()]
+        yield Values("counter", f"{prefix}revocations_issued_total", text, ("priority", "inference_pool"), issued)
+        text = "What became of them: their end was seen, or not in time."
+        ends: list[tuple[Labels, float]] = [
+            (("confirmed", pool), sum(self.confirmations[:-1])),
+            (("timed_out", pool), self.lost),
+        ]
+        yield Values("counter", f"{prefix}revocations_total", text, ("outcome", "inference_pool"), ends)
+        text = "Time until the end of a request that was told to give way, in seconds."
+        rows: list[tuple[Labels, Row]] = [((pool,), self.confirmations)]
+        name, bounds = f"{prefix}revocation_confirmation_seconds", CONFIRMATION_BOUNDS
+        yield Histogram(name, text, ("inference_pool",), rows, bounds, bounds)
+        for what, text, value in (
+            ("reclaim_target", "Saturation over the ceiling of the priority that waits.", reclaim.target),
+            ("pending_reclaim", "Saturation taken up by requests that were told to give way.", reclaim.pending),
+        ):
+            yield Values("gauge", f"{prefix}{what}", text, ("inference_pool",), [((pool,), value)])
 
     def _waits(self) -> Iterator[Family]:
         labels = ("fairness_id", "priority", "outcome", "inference_pool", "model_name", "target_model_name")
         rows = [((*_flow(key), ending, self._pool, *key[:2]), row) for (key, ending), row in self.waits.items()]
         cycles: list[tuple[Labels, Row]] = [((), self.cycles)]
+        enqueues: list[tuple[Labels, Row]] = [
+            ((name, str(n), end), row) for (name, n, end), row in self.enqueues.items()
+        ]
         for prefix in PREFIXES:
+            name = f"{prefix}flow_control_request_enqueue_duration_seconds"
+            text = "Time that it took to put a request into the queue, in seconds."
+            of_a_flow = ("fairness_id", "priority", "outcome")
+            yield Histogram(name, text, of_a_flow, enqueues, CYCLE_BOUNDS, CYCLE_BOUNDS)
             name = f"{prefix}flow_control_request_queue_duration_seconds"
             yield Histogram(name, "Time that requests waited, in seconds.", labels, rows, WAIT_BOUNDS, WAIT_BOUNDS)
             name = f"{prefix}flow_control_dispatch_cycle_duration_seconds"

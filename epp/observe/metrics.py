@@ -174,6 +174,13 @@ class Metrics:
         series.errors[outcome.error_code] += 1
         self.refusals[outcome.reason] += 1
 
+    def evicted(self, model: str, target: str, priority: int, fairness_id: str, outcome: Outcome) -> None:
+        """A request that was `decided` was ended by us before its end."""
+        key = (model, target, priority, fairness_id)
+        series = self.series.get(key) or self._admitted(key)
+        series.errors[outcome.error_code] += 1
+        self.refusals[outcome.reason] += 1
+
     def quota_refused(self, measure: str, scope: str) -> None:
         """A limit on `measure` (requests, tokens) that counts by `scope` was reached."""
         self.quota_refusals[measure, scope] += 1

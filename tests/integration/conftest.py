@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,17 @@ def ask(
     path: str = "/v1/chat/completions",
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 30.0,
+    begun: threading.Event | None = None,
 ) -> Answer:
-    """One request through the proxy on `port`, on a connection of its own."""
+    """One request through the proxy on `port`, on a connection of its own. `begun` is set when its answer's headers are there."""
     payload = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
         send = {"content-type": "application/json", **(headers or {})}
         connection.request(method, path, body=payload, headers=send)
         response = connection.getresponse()
+        if begun is not None:
+            begun.set()
         received = {name.lower(): value for name, value in response.getheaders()}
         try:
             return Answer(response.status, received, response.read())

@@ -117,7 +117,7 @@ class Origin:
                 else:
                     self.received.append(request)
                     self._busy.add(writer)
-                    await self._answer(request, writer)
+                    await self._answer(request, reader, writer)
                     self._busy.discard(writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             self.aborted.set()
@@ -126,15 +126,15 @@ class Origin:
             self._busy.discard(writer)
             writer.close()
 
-    async def _answer(self, request: Received, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         how, _, argument = request.headers.get("x-answer", "json").partition(":")
         if how == "json":
             await _send(writer, 200, "application/json", self._json(request), {"x-server": self.name})
         elif how == "late":
-            await self._gate.wait()
+            await self._released(reader)
             await _send(writer, 200, "application/json", self._json(request), {"x-server": self.name})
         elif how == "hold":
-            await self._held(writer, _events(request, int(argument) + 1))
+            await self._held(reader, writer, _events(request, int(argument) + 1))
         elif how == "status":
             await _send(writer, int(argument), "application/json", b'{"error": {"message": "as told"}}')
         elif how == "trailers":
@@ -151,12 +151,22 @@ class Origin:
             writer.transport.abort()
             raise ConnectionResetError("as told")
 
-    async def _held(self, writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
+    async def _released(self, reader: asyncio.StreamReader) -> None:
+        """Raises ConnectionError when the peer goes first; it sends nothing meanwhile."""
+        released, gone = asyncio.ensure_future(self._gate.wait()), asyncio.ensure_future(reader.read(1))
+        await asyncio.wait((released, gone), return_when=asyncio.FIRST_COMPLETED)
+        for one in (released, gone):
+            one.cancel()
+        await asyncio.wait((released, gone))
+        if not gone.cancelled():
+            raise ConnectionResetError("the peer went away")
+
+    async def _held(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
         head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-server: {self.name}\r\n"
         writer.write(head.encode() + b"transfer-encoding: chunked\r\n\r\n")
         for number, piece in enumerate(pieces):
             if number == 1:
-                await self._gate.wait()
+                await self._released(reader)
             writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             await writer.drain()
         writer.write(b"0\r\n\r\n")

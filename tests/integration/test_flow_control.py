@@ -42,13 +42,14 @@ class Later:
 
     def __init__(self, scene: Scene, how: str = "json", **headers: str) -> None:
         self.answer: Answer | None = None
+        self.begun = threading.Event()
         self._headers = {"x-answer": how, **{name.replace("_", "-"): value for name, value in headers.items()}}
         self._scene = scene
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
-        self.answer = self._scene.ask(headers=self._headers)
+        self.answer = self._scene.ask(headers=self._headers, begun=self.begun)
 
     def wait(self) -> Answer:
         self._thread.join(30)
@@ -216,3 +217,66 @@ def test_who_waits_while_the_picker_goes_down_is_told(make_scene: Callable[..., 
     assert refused.headers["retry-after"] == "1"
     scene.origins[0].release()
     assert first.wait().status == 200
+
+
+OBJECTIVES = """
+apiVersion: llm-d.ai/v1alpha2
+kind: InferenceObjective
+metadata: {name: batch}
+spec: {priority: -1, poolRef: {name: pool}}
+"""
+
+
+@pytest.fixture(scope="module")
+def evicting(make_scene: Callable[..., Scene], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Scene]:
+    """As `scenes`, where requests of the objective `batch` give way while they run."""
+    directory = tmp_path_factory.mktemp("evicting")
+    config = directory / "flow.yaml"
+    config.write_text(FLOW.replace("flowControl:\n", "flowControl:\n  enableEviction: true\n"))
+    objectives = directory / "objectives"
+    objectives.mkdir()
+    (objectives / "batch.yaml").write_text(OBJECTIVES)
+    made: dict[Path, Scene] = {}
+
+    def scene_of(source: Path) -> Scene:
+        if source not in made:
+            made[source] = make_scene(1)
+            made[source].start_picker(f"--config-file={config}", f"--resources={objectives}", "--pool-name=pool")
+            made[source].start_envoy(source)
+        scene = made[source]
+        scene.origins[0].hold()
+        scene.origins[0].aborted.clear()
+        wait_for(lambda: scene.metric("llm_d_epp_request_running") == 0)
+        return scene
+
+    return scene_of
+
+
+@BOTH
+@pytest.mark.parametrize("begun", [False, True], ids=["before its answer", "in its answer"])
+def test_a_running_request_gives_way_to_one_above_it(
+    evicting: Callable[[Path], Scene], source: Path, begun: bool
+) -> None:
+    scene = evicting(source)
+    [origin] = scene.origins
+    count = len(origin.received)
+    revoked = scene.metric("llm_d_epp_flow_control_revocations_total")
+    batch = Later(scene, "hold:5" if begun else "late", x_llm_d_inference_objective="batch")
+    wait_for(lambda: len(origin.received) == count + 1)
+    if begun:
+        assert batch.begun.wait(10)
+    urgent = Later(scene, "json")
+    evicted = batch.wait()
+    assert urgent.wait().status == 200
+    assert origin.aborted.wait(10), "its server goes on with it"
+    if begun:
+        assert (evicted.status, evicted.cut) == (200, True)
+    else:
+        assert evicted.status == 429
+        assert evicted.headers["x-llm-d-request-dropped-reason"] == "evicted"
+        assert 1 <= int(evicted.headers["retry-after"]) <= 60
+        assert evicted.json()["error"]["code"] == "evicted"
+    wait_for(lambda: scene.metric("llm_d_epp_request_running") == 0)
+    assert scene.metric("llm_d_epp_inflight_requests") == 0
+    assert scene.metric("llm_d_epp_flow_control_revocations_total") == revoked + 1
+    assert len(origin.received) == count + 2

@@ -50,10 +50,6 @@ WHOLE = {
         *(429, "evicted-queue-pressure", "rate_limit_error", "evicted_queue_pressure"),
         *("InferencePoolResourceExhausted", "info", "DRAIN"),
     ),
-    "EVICTED_PRIORITY": (
-        *(429, "evicted-priority", "rate_limit_error", "evicted_priority"),
-        *("InferencePoolResourceExhausted", "info", "DRAIN"),
-    ),
     "CLIENT_GONE": (
         *(499, "rejected-context-cancelled", "client_closed_request", "rejected_context_cancelled"),
         *("ClientClosedRequest", "debug", "NEVER"),

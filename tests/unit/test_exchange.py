@@ -415,6 +415,25 @@ class TestEnds:
             assert after == []
             assert run(exchange, Closed(True)) == [EndOfStream()]
 
+    @pytest.mark.parametrize("modes", EVERY_MODE)
+    @pytest.mark.parametrize("clean", [True, False])
+    def test_a_drop_after_the_steer_cuts_the_exchange_short_wherever_it_is(self, modes: Modes, clean: bool) -> None:
+        answer: list[Event] = [ResponseHeaders(OK, False), ResponseBody(b"ab", False), ResponseBody(b"cd", False)]
+        for seen in range(len(answer) + 1):
+            exchange = opened(modes)
+            run(exchange, *answer[:seen])
+            assert run(exchange, REFUSED) == [Immediate(REFUSED)]
+            assert run(exchange, REFUSED, *answer[seen:], ResponseBody(b"", True), ResponseTrailers()) == []
+            finished, *rest = run(exchange, Closed(clean))
+            assert isinstance(finished, Finished) and finished.cause is Cause.EVICTED
+            assert rest == [EndOfStream()] * clean
+
+    @pytest.mark.parametrize("modes", EVERY_MODE)
+    def test_a_drop_after_the_end_is_nothing(self, modes: Modes) -> None:
+        exchange = opened(modes)
+        run(exchange, ResponseHeaders(OK, False), ResponseBody(b"ab", True))
+        assert run(exchange, REFUSED, Closed(True), REFUSED) == [EndOfStream()]
+
     def test_a_half_close_after_the_request_still_gets_its_answer(self) -> None:
         exchange = Exchange(FULL)
         run(exchange, RequestHeaders({"content-type": "application/json"}, False), RequestBody(BODY, True))

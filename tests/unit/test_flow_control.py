@@ -331,9 +331,9 @@ def test_nobody_goes_while_the_pool_is_full() -> None:
     flow = control()
     flow.submit(Ticket("one"), 0.0)
     assert flow.next(1.0, 0.0) is None
-    assert flow.blocked(1.0) == (0, 1.0)
-    assert flow.blocked(0.5) is None
+    assert flow.blocked == (0, 1.0)
     assert names(flow, 0.999) == ["one"]
+    assert flow.blocked is None
 
 
 def test_the_shortest_prompt_goes_first_and_a_long_one_still_goes() -> None:

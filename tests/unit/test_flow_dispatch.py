@@ -16,8 +16,9 @@ from epp.configuration import build, load
 from epp.dispatcher import MAX_WAIT_HEADER, SLO_HEADER, Account, Dispatcher, Place, Policy, Queue
 from epp.drops import Drop, Reason
 from epp.endpoint import Endpoints
-from epp.extproc.events import Arrival, Cause, Finished, Routed
+from epp.extproc.events import Arrival, Cause, Finished, Routed, Steer
 from epp.flow.control import FlowControl
+from epp.flow.evictions import CONFIRMED_WITHIN_S, Evictions
 from epp.flow.settings import BandSettings, FlowSettings, Policies, Static
 from epp.ledger import Ledger
 from epp.observe.flow import FlowRecord
@@ -50,7 +51,9 @@ END = Finished(Cause.COMPLETE)
 class Hall:
     """A dispatcher with a queue, and everything it works on in reach."""
 
-    def __init__(self, endpoints: int = 2, flow: FlowSettings = FLOW) -> None:
+    def __init__(
+        self, endpoints: int = 2, flow: FlowSettings = FLOW, evictions: Evictions[Account] | None = None
+    ) -> None:
         rng = random.Random(1)
         self.now_s = NOW_S
         self.endpoints = Endpoints()
@@ -74,7 +77,7 @@ class Hall:
             timer=lambda: 0.0,
             faults=lambda kind, error: self.faults.append((kind, error)),
             decisions=DecisionLog(),
-            queue=Queue(self.control, self.record, self._wake),
+            queue=Queue(self.control, self.record, self._wake, evictions),
         )
 
     def _wake(self) -> None:
@@ -327,6 +330,126 @@ def below(request: Callable[..., Request]) -> Callable[..., Request]:
     return lambda *args: msgspec.structs.replace(request(*args), priority=-1)
 
 
+class Arena:
+    """A hall where requests of priority -1 fill the pool, and may be ended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, endpoints: int = 2) -> None:
+        self.hall = Hall(endpoints, evictions=Evictions(0.25))
+        self.evicted: list[tuple[Account, Drop]] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(self.hall.dispatcher, "_request", below(self.hall.dispatcher._request))
+            self.running = [self.serve() for _ in range(endpoints)]
+
+    def serve(self) -> Account:
+        routed = self.hall.route()
+        assert isinstance(routed, tuple)
+        steer, account = routed
+        assert isinstance(steer, Steer)
+        if steer.evictable:
+            self.hall.dispatcher.runs(account, lambda drop: self.evicted.append((account, drop)))
+        return account
+
+    def end(self, account: Account, cause: Cause = Cause.EVICTED) -> None:
+        self.hall.dispatcher.finished(account, Finished(cause), self.hall.now_s)
+
+    def page(self) -> str:
+        look = self.hall.dispatcher.look(self.hall.now_s)
+        return "".join(write(family, openmetrics=False) for family in self.hall.record.families(lambda: look))
+
+
+def test_one_that_runs_gives_way_to_one_that_waits_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(monkeypatch)
+    hall = arena.hall
+    waiter = hall.wait()
+    hall.pump(1.5)
+    [(account, drop)] = arena.evicted
+    assert account is arena.running[-1]
+    assert drop.reason is Reason.EVICTED and "after 1.5 s" in drop.message
+    assert dict(drop.headers())["retry-after"].isdecimal()
+    assert waiter.answers == [] and hall.in_flight() == 2, "its server works until it hears of it"
+    assert hall.metrics.refusals == {}
+    hall.now_s += 0.02
+    arena.end(account)
+    hall.pump()
+    assert waiter.account.endpoint == account.endpoint
+    assert hall.in_flight() == 2
+    assert hall.metrics.refusals == {Reason.EVICTED: 1}
+    page = arena.page()
+    assert 'llm_d_epp_flow_control_revocations_issued_total{priority="-1",inference_pool="pool"} 1\n' in page
+    assert 'llm_d_epp_flow_control_revocations_total{outcome="confirmed",inference_pool="pool"} 1\n' in page
+    assert 'revocation_confirmation_seconds_bucket{inference_pool="pool",le="0.01"} 0\n' in page
+    assert 'revocation_confirmation_seconds_bucket{inference_pool="pool",le="0.025"} 1\n' in page
+
+
+def test_nobody_gives_way_to_an_equal_or_a_lower_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(monkeypatch)
+    monkeypatch.setattr(arena.hall.dispatcher, "_request", below(arena.hall.dispatcher._request))
+    arena.hall.wait()
+    arena.hall.pump(1.0)
+    assert arena.evicted == []
+
+
+def test_one_of_priority_0_runs_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(monkeypatch, 1)
+    hall = arena.hall
+    arena.end(arena.running[0], Cause.COMPLETE)
+    arena.serve()
+    hall.wait()
+    hall.pump(1.0)
+    assert arena.evicted == []
+
+
+def test_one_that_ends_by_itself_is_not_counted_as_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(monkeypatch)
+    hall = arena.hall
+    first, second = hall.wait(), hall.wait()
+    hall.pump()
+    assert len(arena.evicted) == 1
+    assert 'pending_reclaim{inference_pool="pool"} 0.5\n' in arena.page()
+    arena.end(arena.evicted[0][0], Cause.COMPLETE)
+    hall.pump()
+    assert hall.metrics.refusals == {}
+    assert len(first.answers) == 1
+    assert len(arena.evicted) == 1, "the room that was made shows first"
+    hall.pump(0.25)
+    assert len(arena.evicted) == 2
+    assert second.answers == []
+
+
+def test_one_that_does_not_end_is_counted_and_another_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(monkeypatch)
+    arena.hall.control.settings = msgspec.structs.replace(FLOW, ttl_s=60.0)
+    waiter = arena.hall.wait()
+    arena.hall.pump()
+    arena.hall.pump(CONFIRMED_WITHIN_S)
+    assert len(arena.evicted) == 2
+    assert waiter.answers == []
+    assert 'revocations_total{outcome="timed_out",inference_pool="pool"} 1\n' in arena.page()
+
+
+def test_one_that_cannot_be_told_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(monkeypatch)
+    hall = arena.hall
+
+    def broken(drop: Drop) -> None:
+        raise ConnectionError("gone")
+
+    for account in arena.running:
+        account.evict = broken
+    waiter = hall.wait()
+    hall.pump()
+    assert {kind for kind, _ in hall.faults} == {"evict"}
+    arena.end(arena.running[0], Cause.COMPLETE)
+    hall.pump()
+    assert len(waiter.answers) == 1
+
+
+def test_nothing_is_said_of_evictions_where_there_are_none() -> None:
+    hall = Hall(1)
+    look = hall.dispatcher.look(hall.now_s)
+    assert not [one.name for one in hall.record.families(lambda: look) if "revocation" in one.name]
+
+
 def test_a_first_token_makes_room_too() -> None:
     hall = Hall(1)
     running = hall.serve(chat(stream=True))
@@ -374,6 +497,9 @@ def test_metrics_of_the_queue() -> None:
     assert 'llm_d_epp_flow_control_global_capacity_utilization_requests{inference_pool="pool"} 0.1\n' in page
     assert "inference_extension_flow_control_queue_bytes{" in page
     assert "llm_d_epp_flow_control_dispatch_cycle_duration_seconds_count 1\n" in page
+    for prefix in ("llm_d_epp", "inference_extension"):
+        name = f"{prefix}_flow_control_request_enqueue_duration_seconds_count"
+        assert f'{name}{{fairness_id="bob",priority="0",outcome="NotYetFinalized"}} 1\n' in page
 
 
 def test_names_of_flows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,6 +512,7 @@ def test_names_of_flows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = next(one for one in hall.record.families(lambda: look) if one.name == "llm_d_epp_flow_control_queue_size")
     flows = {labels[0] for labels, _ in sizes.values}  # type: ignore[union-attr]  # it is no histogram
     assert len(flows) <= 4 and "other" in flows
+    assert {flow for flow, _, _ in hall.record.enqueues} == flows
 
 
 def test_a_burst_within_one_turn_of_the_loop_fills_the_pool_and_no_more() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 
+import msgspec
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import given
@@ -47,6 +48,7 @@ class Desk:
         self.told: list[tuple[str, object, float]] = []
         self.open = 0
         self.waited_s = 0.0
+        self.evict: Callable[[Drop], None]
 
     def _note(self, what: str, detail: object, now_s: float) -> None:
         self.told.append((what, detail, now_s))
@@ -60,6 +62,10 @@ class Desk:
         self._note("route", arrival, now_s)
         self.open += 1
         return Steer("10.0.0.1:8000"), "handle"
+
+    def runs(self, handle: str, evict: Callable[[Drop], None]) -> None:
+        self.evict = evict
+        self._note("runs", handle, 0.0)
 
     def started(self, handle: str, notice: Started, now_s: float) -> Mapping[str, str]:
         assert handle == "handle"
@@ -157,6 +163,45 @@ def test_an_exchange_from_end_to_end() -> None:
     assert scene.wire.closed == [(0, "")]
     [added] = scene.wire.sent[2].response_headers.response.header_mutation.set_headers
     assert (added.header.key, added.header.raw_value) == ("x-added", b"1")
+
+
+class Evicting(Desk):
+    """Sends requests to one place and may end them there."""
+
+    def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, str]:
+        steer, handle = super().route(arrival, opened_s, now_s)
+        return msgspec.structs.replace(steer, evictable=True), handle
+
+
+@pytest.mark.parametrize("seen", range(2, len(WHOLE) + 1))
+def test_a_request_that_is_told_to_end_is_refused_once_and_ends_when_the_proxy_says_so(seen: int) -> None:
+    desk = Evicting()
+    scene = Scene(desk).hear(*[message() for message in WHOLE[:seen]])
+    over = seen == len(WHOLE)
+    desk.evict(Drop(Reason.EVICTED, "room is needed"))
+    desk.evict(Drop(Reason.EVICTED, "room is needed"))
+    assert scene.wire.parts().count("immediate_response") == (not over)
+    assert desk.open == (not over)
+    scene.hear(*[message() for message in WHOLE[seen:]])
+    scene.session.closed(True)
+    assert desk.open == 0
+    assert desk.names().count("finished") == 1
+    finished = desk.told[-1][1]
+    assert isinstance(finished, Finished)
+    assert finished.cause is (Cause.COMPLETE if over else Cause.EVICTED)
+    assert scene.book.refusals == scene.book.faults == []
+    assert scene.wire.closed == [(0, "")]
+
+
+def test_who_may_not_be_ended_is_not_said_to_run() -> None:
+    scene = Scene(Desk()).hear(headers(), body())
+    assert scene.desk.names() == ["route"]
+
+
+def test_a_bug_where_it_is_noted_that_a_request_runs_costs_nothing() -> None:
+    scene = Scene(Evicting(fails_in="runs")).hear(*[message() for message in WHOLE])
+    assert scene.wire.parts().count("response_body") == 2
+    assert [str(fault) for fault in scene.book.faults] == ["runs"]
 
 
 def test_a_refusal_is_an_answer_and_nothing_is_told_after_it() -> None:
