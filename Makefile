@@ -77,6 +77,10 @@ format: $(VENV)/.ready  ## format the code, write generated files anew
 	@$(BIN)/python -m epp.drops > docs/outcomes.md
 	@$(BIN)/epp schema > config/schema.json
 
+.PHONY: charts
+charts: $(VENV)/.ready  ## render the Helm charts anew into tests/data/helm and deploy/manifests (needs Go)
+	@$(BIN)/python -m tests.charts
+
 .PHONY: lock
 lock:  ## resolve requirements/*.txt anew from pyproject.toml
 	@$(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv

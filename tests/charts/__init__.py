@@ -1,0 +1,1 @@
+"""The Helm charts: what values render to, kept in `tests/data/helm`."""

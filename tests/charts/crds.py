@@ -1,0 +1,216 @@
+"""Definitions of the custom resources that the charts render, as strict as their owners': a field that is not here is refused.
+
+Written from each project's reference, with the fields that we use and those beside them that catch a slip.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+STRING: Schema = {"type": "string"}
+BOOLEAN: Schema = {"type": "boolean"}
+LABELS: Schema = {"type": "object", "additionalProperties": STRING}
+DURATION: Schema = {"type": "string", "pattern": r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
+
+
+def number(least: int, most: int) -> Schema:
+    return {"type": "integer", "minimum": least, "maximum": most}
+
+
+def one_of(*values: str) -> Schema:
+    return {"type": "string", "enum": list(values)}
+
+
+def a(*required: str, **fields: Schema) -> Schema:
+    """An object; in names of fields `_` stands before what Python keeps for itself."""
+    properties = {name.removeprefix("_"): schema for name, schema in fields.items()}
+    return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
+
+
+def some(items: Schema, least: int = 0, most: int = 64) -> Schema:
+    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
+
+
+PORT = number(1, 65535)
+TARGET = a("group", "kind", "name", group=STRING, kind=STRING, name=STRING, namespace=STRING)
+SELECTOR = a(matchLabels=LABELS)
+
+POOL_V1 = a(
+    "selector",
+    "targetPorts",
+    selector=a("matchLabels", matchLabels=LABELS),
+    targetPorts=some(a("number", number=PORT), 1, 8),
+    appProtocol=one_of("http", "kubernetes.io/h2c"),
+    endpointPickerRef=a(
+        "name",
+        group=STRING,
+        kind=STRING,
+        name=STRING,
+        port=a("number", number=PORT),
+        failureMode=one_of("FailOpen", "FailClose"),
+    ),
+)
+POOL_V1ALPHA2 = a(
+    "selector",
+    "targetPortNumber",
+    selector=LABELS,
+    targetPortNumber=PORT,
+    extensionRef=a(
+        "name",
+        group=STRING,
+        kind=STRING,
+        name=STRING,
+        portNumber=PORT,
+        failureMode=one_of("FailOpen", "FailClose"),
+    ),
+)
+OBJECTIVE = a(
+    "poolRef", priority=number(-(2**31), 2**31 - 1), poolRef=a("name", group=STRING, kind=STRING, name=STRING)
+)
+ROUTE = a(
+    parentRefs=some(a("name", group=STRING, kind=STRING, name=STRING, namespace=STRING, sectionName=STRING)),
+    hostnames=some(STRING),
+    rules=some(
+        a(
+            backendRefs=some(a("name", group=STRING, kind=STRING, name=STRING, port=PORT, weight=number(0, 10**6))),
+            matches=some(
+                a(
+                    path=a(type=one_of("Exact", "PathPrefix", "RegularExpression"), value=STRING),
+                    headers=some(
+                        a("name", "value", type=one_of("Exact", "RegularExpression"), name=STRING, value=STRING)
+                    ),
+                )
+            ),
+            timeouts=a(request=DURATION, backendRequest=DURATION),
+        )
+    ),
+)
+BACKEND_POLICY = a(
+    "targetRef",
+    targetRef=TARGET,
+    default=a(
+        logging=a(enabled=BOOLEAN, sampleRate=number(0, 10**6)),
+        timeoutSec=number(1, 2**31 - 1),
+        maxRatePerEndpoint=number(1, 10**9),
+    ),
+)
+HEALTH_CHECK_POLICY = a(
+    "targetRef",
+    targetRef=TARGET,
+    default=a(
+        checkIntervalSec=number(1, 300),
+        timeoutSec=number(1, 300),
+        healthyThreshold=number(1, 10),
+        unhealthyThreshold=number(1, 10),
+        config={
+            **a(
+                type=one_of("TCP", "HTTP", "HTTPS", "HTTP2", "GRPC"),
+                httpHealthCheck={
+                    **a(
+                        port=PORT,
+                        portSpecification=one_of("USE_FIXED_PORT", "USE_NAMED_PORT", "USE_SERVING_PORT"),
+                        host=STRING,
+                        requestPath=STRING,
+                    ),
+                    "x-kubernetes-validations": [
+                        {
+                            "rule": "!has(self.port) || has(self.portSpecification)",
+                            "message": "port needs portSpecification",
+                        }
+                    ],
+                },
+            )
+        },
+    ),
+)
+POD_MONITORING = a(
+    "selector",
+    "endpoints",
+    selector=SELECTOR,
+    endpoints=some(
+        a(
+            "port",
+            "interval",
+            port={"x-kubernetes-int-or-string": True},
+            scheme=one_of("http", "https"),
+            path=STRING,
+            interval=STRING,
+            timeout=STRING,
+            authorization=a(type=STRING, credentials=a(secret=a(name=STRING, key=STRING, namespace=STRING))),
+        ),
+        1,
+    ),
+)
+SERVICE_MONITOR = a(
+    "selector",
+    "endpoints",
+    selector=SELECTOR,
+    jobLabel=STRING,
+    namespaceSelector=a(any=BOOLEAN, matchNames=some(STRING)),
+    endpoints=some(
+        a(
+            port=STRING,
+            scheme=one_of("http", "https"),
+            path=STRING,
+            interval=STRING,
+            authorization=a(type=STRING, credentials=a("key", name=STRING, key=STRING, optional=BOOLEAN)),
+        )
+    ),
+)
+DESTINATION_RULE = a(
+    "host",
+    host=STRING,
+    trafficPolicy=a(
+        tls=a(mode=one_of("DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"), sni=STRING, insecureSkipVerify=BOOLEAN),
+        connectionPool=a(
+            tcp=a(maxConnections=number(0, 2**31 - 1)),
+            http=a(
+                maxRequestsPerConnection=number(0, 2**31 - 1),
+                http1MaxPendingRequests=number(0, 2**31 - 1),
+                http2MaxRequests=number(0, 2**31 - 1),
+            ),
+        ),
+    ),
+)
+
+KINDS: tuple[tuple[str, str, str, dict[str, Schema]], ...] = (
+    ("inference.networking.k8s.io", "InferencePool", "inferencepools", {"v1": POOL_V1}),
+    ("inference.networking.x-k8s.io", "InferencePool", "inferencepools", {"v1alpha2": POOL_V1ALPHA2}),
+    ("inference.networking.x-k8s.io", "InferenceObjective", "inferenceobjectives", {"v1alpha2": OBJECTIVE}),
+    ("gateway.networking.k8s.io", "HTTPRoute", "httproutes", {"v1": ROUTE}),
+    ("networking.gke.io", "GCPBackendPolicy", "gcpbackendpolicies", {"v1": BACKEND_POLICY}),
+    ("networking.gke.io", "HealthCheckPolicy", "healthcheckpolicies", {"v1": HEALTH_CHECK_POLICY}),
+    ("monitoring.googleapis.com", "PodMonitoring", "podmonitorings", {"v1": POD_MONITORING}),
+    ("monitoring.coreos.com", "ServiceMonitor", "servicemonitors", {"v1": SERVICE_MONITOR}),
+    ("networking.istio.io", "DestinationRule", "destinationrules", {"v1": DESTINATION_RULE}),
+)
+
+
+def definitions() -> list[dict[str, Any]]:
+    return [_definition(*each) for each in KINDS]
+
+
+def _definition(group: str, kind: str, plural: str, versions: dict[str, Schema]) -> dict[str, Any]:
+    served = [
+        {
+            "name": version,
+            "served": True,
+            "storage": place == 0,
+            "schema": {"openAPIV3Schema": a(spec=spec, status=a())},
+        }
+        for place, (version, spec) in enumerate(versions.items())
+    ]
+    annotations = {"api-approved.kubernetes.io": "unapproved, for tests"} if group.endswith("k8s.io") else {}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}", "annotations": annotations},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"},
+            "versions": served,
+        },
+    }

@@ -1,0 +1,158 @@
+"""What the charts render to is what is kept, and sound by itself."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from epp import configuration
+from epp.cli import run as run_command
+from epp.cli import settings_of
+from epp.settings import Settings
+from tests.charts.cases import CASES
+from tests.charts.manifests import MANIFESTS, manifest
+from tests.charts.render import CHARTS, GOLDEN, ROOT, Made, containers, objects, one, picker, pods, render, run
+
+
+def settings(args: list[str]) -> Settings:
+    """What `epp run` makes of `args`. Raises click.ClickException."""
+    context: click.Context = run_command.make_context("run", list(args))
+    return settings_of(context.params, {"NAMESPACE": "inference"})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_renders_to_what_is_kept(rendered: Callable[[str], str], name: str) -> None:
+    kept = (GOLDEN / f"{name}.yaml").read_text()
+    assert rendered(name) == kept, "if that is meant, `make charts` writes it anew"
+
+
+def test_nothing_is_kept_that_is_rendered_no_more() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(CASES)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
+def test_manifests_without_helm_are_renderings(helm: Path, path: Path) -> None:
+    text = manifest(render(helm, MANIFESTS[path]))
+    assert path.read_text() == text, "`make charts` writes it anew"
+    assert "elm.sh" not in text and "Helm\n" not in text
+    assert len(objects(text)) == len(objects(render(helm, MANIFESTS[path])))
+
+
+@pytest.mark.parametrize("chart", ["epp", "epp-standalone"])
+def test_helm_finds_nothing_to_complain_of(helm: Path, chart: str) -> None:
+    values = "--set=router.modelServers.matchLabels.app=model"
+    said = run(helm, "lint", "--strict", str(CHARTS / chart), values, "--kube-version=1.34.0")
+    assert "[WARNING]" not in said and "[ERROR]" not in said
+
+
+def test_charts_have_the_version_of_the_picker() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for chart in ("library", "epp", "epp-standalone"):
+        about = yaml.safe_load((CHARTS / chart / "Chart.yaml").read_text())
+        assert (about["version"], about["appVersion"]) == (version, version)
+        assert all(each["version"] == version for each in about.get("dependencies", []))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_containers_may_nothing_and_are_watched(made: Callable[[str], Made], name: str) -> None:
+    for pod in pods(made(name)):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in containers(made(name)):
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert {"livenessProbe", "readinessProbe"} & set(container)
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert "cpu" not in container["resources"].get("limits", {})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_that_is_named_is_there(made: Callable[[str], Made], name: str) -> None:
+    """Accounts, roles, configurations, ports, and pods that selectors mean."""
+    found = made(name)
+    names = {(each["kind"], each["metadata"]["name"]) for each in found}
+    assert len(names) == len(found)
+    for each in found:
+        if each["kind"].endswith("Binding"):
+            assert (each["roleRef"]["kind"], each["roleRef"]["name"]) in names
+            assert (
+                each["subjects"][0]["name"] == "collector" or ("ServiceAccount", each["subjects"][0]["name"]) in names
+            )
+    templates = [each["spec"]["template"] for each in found if each["kind"] == "Deployment"]
+    for template in templates:
+        account = template["spec"].get("serviceAccountName")
+        assert ("ServiceAccount", account) in names or template["spec"]["automountServiceAccountToken"] is False
+        volumes = {each["name"] for each in template["spec"]["volumes"]}
+        for each in template["spec"]["volumes"]:
+            assert "configMap" not in each or ("ConfigMap", each["configMap"]["name"]) in names
+        for container in [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+    servers = ("-servers",)
+    for each in found:
+        selector = each["spec"].get("selector", each["spec"].get("podSelector", {})) if "spec" in each else {}
+        wanted = selector.get("matchLabels", selector)
+        if each["kind"] in ("InferencePool", "ServiceMonitor") or each["metadata"]["name"].endswith(servers):
+            continue
+        if wanted:
+            meant = [one for one in templates if wanted.items() <= one["metadata"]["labels"].items()]
+            assert len(meant) == 1, each["metadata"]["name"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_picker_takes_its_arguments_and_its_configuration(made: Callable[[str], Made], name: str) -> None:
+    found = made(name)
+    args = picker(found)["args"]
+    read = settings(args)
+    config = one(
+        found,
+        "ConfigMap",
+        next(
+            iter(
+                each["metadata"]["name"]
+                for each in found
+                if each["kind"] == "Service" and each["metadata"]["name"].endswith("-epp")
+            )
+        ),
+    )
+    assert read.config_file is not None
+    assert str(read.config_file.parent) == picker(found)["volumeMounts"][0]["mountPath"]
+    assert read.config_file.name in config["data"]
+    for file, text in config["data"].items():
+        configuration.load(text, file)
+    ports = {each["name"]: each["containerPort"] for each in picker(found)["ports"]}
+    assert (ports["grpc"], ports["grpc-health"]) == (read.grpc_port, read.grpc_health_port)
+    assert ports["metrics"] == read.metrics_port
+    (grace,) = (pod["terminationGracePeriodSeconds"] for pod in pods(found) if "serviceAccountName" in pod)
+    assert read.drain_timeout_s + 5 <= grace
+
+
+def test_a_pod_budget_never_holds_up_the_only_one_that_is_ready(made: Callable[[str], Made]) -> None:
+    for name in ("inferencepool-leader-election", "router-values", "router-gateway"):
+        assert not [each for each in made(name) if each["kind"] == "PodDisruptionBudget"], name
+    assert one(made("everything"), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_rights_are_the_kinds_that_are_watched_and_no_more(made: Callable[[str], Made]) -> None:
+    def rights(name: str, role: str) -> set[tuple[str, str]]:
+        rules = one(made(name), "Role", role)["rules"]
+        return {(each, verb) for rule in rules for each in rule["resources"] for verb in rule["verbs"]}
+
+    watch = ("get", "list", "watch")
+    pool = ("pods", "inferencepools", "inferenceobjectives", "inferencemodelrewrites", "inferencemodels")
+    assert rights("router-gateway", "vllm-qwen3-32b-epp") == {(each, verb) for each in pool for verb in watch}
+    assert rights("without-pool", "pool-epp") == {("pods", verb) for verb in watch}
+    assert {each for each, _ in rights("router-values", "vllm-qwen3-32b-epp")} == {*pool, "leases"}
+    cluster = one(made("router-gateway"), "ClusterRole")["rules"]
+    assert [(rule["resources"], rule["verbs"]) for rule in cluster] == [
+        (["tokenreviews"], ["create"]),
+        (["subjectaccessreviews"], ["create"]),
+    ]
+    assert not [each for each in made("standalone-everything") if each["kind"] == "ClusterRole"]
