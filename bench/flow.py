@@ -32,6 +32,8 @@ TENANTS = 50
 PRIORITIES = (100, 10, 0, -1)
 RUNS = 7
 ROUND = 1000
+LIMIT = {"utilization-detector": 0, "concurrency-detector": 100, "prefill-wait-detector": 256}
+"""Requests that fill an endpoint, by the detectors' defaults."""
 
 
 def waiting(fairness: Fairness, ordering: Ordering, rng: random.Random, count: int = WAITING) -> FlowControl[None]:
@@ -101,8 +103,8 @@ def passing_us(settings: FlowSettings, waits_below: bool) -> float:
     return per_call_us(work)
 
 
-def added_us(detector: str, endpoints: int) -> float:
-    """To a request that need not wait, at the dispatcher: saturation, the question, the count."""
+def dispatcher_of(detector: str, endpoints: int, saturation: float) -> tuple[Dispatcher, Queue]:
+    """With a pool that is about so full, and a queue in which nobody waits."""
     text = (
         "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
         f"plugins: [{{type: {detector}}}]\nsaturationDetector: {{pluginRef: {detector}}}\n"
@@ -112,15 +114,18 @@ def added_us(detector: str, endpoints: int) -> float:
     columns.replace(
         [Endpoint(name=f"pod-{n}", address=f"10.0.{n // 250}.{n % 250}", port=80) for n in range(endpoints)]
     )
+    ledger = Ledger(columns)
     for slot in columns.slots.tolist():
-        columns.report(slot, Report(waiting=0.0, running=1.0, kv_usage=0.1), 0.0)
+        columns.report(slot, Report(waiting=5 * saturation, running=1.0, kv_usage=0.1), 0.0)
+        for _ in range(round(LIMIT[detector] * saturation)):
+            ledger.first_token(ledger.take(slot, 0, 0.0, sees_body=True), 0.0)
     metrics = Metrics()
     control: FlowControl[Place] = FlowControl(FlowSettings(), 0.0)
     queue = Queue(control, FlowRecord(metrics, "pool", detector), lambda: None)
     dispatcher = Dispatcher(
         endpoints=columns,
         pipeline=build(load(text, "bench"), rng, PluginFaults(print)),
-        ledger=Ledger(columns),
+        ledger=ledger,
         index=PrefixIndex(),
         metrics=metrics,
         estimator=TokenEstimator(),
@@ -131,11 +136,29 @@ def added_us(detector: str, endpoints: int) -> float:
         decisions=DecisionLog(),
         queue=queue,
     )
+    return dispatcher, queue
+
+
+def added_us(detector: str, endpoints: int, saturation: float) -> float:
+    """To a request that need not wait, at the dispatcher: saturation, the question, the count."""
+    dispatcher, queue = dispatcher_of(detector, endpoints, saturation)
     request = Request(request_id="1", path="/v1/completions", model="base", target_model="base", headers={})
 
     def work() -> int:
         for _ in range(5000):
             assert dispatcher._passes(queue, request, 0.0)
+        return 5000
+
+    return per_call_us(work)
+
+
+def look_us(detector: str, endpoints: int) -> float:
+    """Of a look at how full the pool is: one before each turn."""
+    dispatcher, _ = dispatcher_of(detector, endpoints, 1.0)
+
+    def work() -> int:
+        for _ in range(5000):
+            dispatcher._saturation(0.0)
         return 5000
 
     return per_call_us(work)
@@ -168,9 +191,14 @@ def main() -> None:
     print(f"  while lower priorities wait       {passing_us(FlowSettings(), True):6.2f} µs")
     print(f"  with priority-holdback            {passing_us(FlowSettings(limit=Holdback(0.5)), False):6.2f} µs")
     print("what it adds to such a request, the detector's work included")
-    for detector in ("utilization-detector", "concurrency-detector", "prefill-wait-detector"):
-        few, many = added_us(detector, 8), added_us(detector, 1000)
-        print(f"  {detector:24} {few:6.2f} µs at 8 endpoints, {many:6.2f} µs at 1,000")
+    for endpoints in (8, 1000):
+        for detector in LIMIT:
+            idle, half, nearly = [added_us(detector, endpoints, saturation) for saturation in (0.0, 0.6, 0.95)]
+            how_full = f"idle {idle:6.2f} µs, 60 % full {half:6.2f} µs, 95 % full {nearly:6.2f} µs"
+            print(f"  {endpoints:5,} endpoints {detector:24} {how_full}")
+    for detector in LIMIT:
+        few, many = look_us(detector, 8), look_us(detector, 1000)
+        print(f"before each turn: {detector:22} {few:6.2f} µs at 8 endpoints, {many:6.2f} µs at 1,000")
     print(f"\n{WAITING:,} waiting, {TENANTS} tenants, {len(PRIORITIES)} bands: one leaves, one comes")
     for fairness in get_args(Fairness):
         for ordering in get_args(Ordering):

@@ -449,6 +449,11 @@ class Candidates:
         return result
 
     @property
+    def described(self) -> bool:
+        """Whether every member of the pool has a fresh report, with nothing missing that any of the columns needs. O(1) nearly always."""
+        return self._endpoints.described(self.now_s)
+
+    @property
     def waiting(self) -> FloatArray:
         """Requests waiting for the engine: as reported, plus what we sent since that report.
 

@@ -34,5 +34,7 @@ class ConcurrencyDetector:
 
     def saturation(self, candidates: Candidates) -> float:
         # With one limit for all, Σ in flight / Σ limits is the mean of the shares.
+        if self._tokens == np.inf:
+            return float(np.add.reduce(candidates.in_flight)) / (len(candidates) * self._requests)
         fill = np.maximum(candidates.in_flight / self._requests, candidates.in_flight_tokens / self._tokens)
         return float(fill.mean())

@@ -15,13 +15,16 @@ class PrefillWaitDetector:
     """
 
     def __init__(self, *, target_wait: PositiveSeconds = 1.0, max_concurrency: Count = 256) -> None:
-        self._target_wait_s = target_wait
-        self._requests = max_concurrency
+        # Arrays without dimensions: 0.2 µs less for a ufunc than with a Python number.
+        self._target_wait_s = np.array(target_wait)
+        self._requests = np.array(float(max_concurrency))
+        self._full = np.array(1.0)
 
     def _fill(self, candidates: Candidates) -> FloatArray:
         wait_s = candidates.in_flight_tokens / candidates.prefill_rate
+        wait_s /= self._target_wait_s
         # fmax passes over the NaN of a rate that is not known.
-        fill: FloatArray = np.fmax(wait_s / self._target_wait_s, candidates.in_flight / self._requests)
+        fill: FloatArray = np.fmax(wait_s, candidates.in_flight / self._requests)
         return fill
 
     def filter(self, request: Request, candidates: Candidates) -> BoolArray:
@@ -29,4 +32,5 @@ class PrefillWaitDetector:
         return kept if kept.any() else ~kept
 
     def saturation(self, candidates: Candidates) -> float:
-        return float(np.minimum(self._fill(candidates), 1.0).mean())
+        # `mean` takes 2 µs more.
+        return float(np.add.reduce(np.minimum(self._fill(candidates), self._full))) / len(candidates)

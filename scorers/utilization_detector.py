@@ -24,8 +24,9 @@ class UtilizationDetector:
     ) -> None:
         if kv_cache_util_threshold == 0:
             raise ValueError("kvCacheUtilThreshold must be greater than 0")
-        self._queue = queue_depth_threshold
-        self._kv = kv_cache_util_threshold
+        # Arrays without dimensions: 0.2 µs less for a ufunc than with a Python number.
+        self._queue = np.array(float(queue_depth_threshold))
+        self._kv = np.array(float(kv_cache_util_threshold))
         self._stale_after_s = metrics_staleness_threshold
         self._allowance = 1.0 + headroom
 
@@ -40,5 +41,7 @@ class UtilizationDetector:
 
     def saturation(self, candidates: Candidates) -> float:
         fill = np.maximum(candidates.waiting / self._queue, candidates.kv_usage / self._kv)
-        known = fill[self._known(candidates)]
-        return float(known.mean()) if len(known) else 0.0
+        if not candidates.described:
+            fill = fill[self._known(candidates)]
+        # `mean` takes 2 µs more.
+        return float(np.add.reduce(fill)) / len(fill) if len(fill) else 0.0

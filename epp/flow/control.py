@@ -120,7 +120,8 @@ class _Band(Generic[Payload]):
 
 class FlowControl(Generic[Payload]):
     """The only owner of what waits. `requests` and `bytes` of it are read freely, and `blocked`: the highest priority that waits
-    and the ceiling that it met, as of the latest `next`; None where nobody waited for room.
+    and the ceiling that it met, as of the latest `next`; None where nobody waited for room. Below a saturation of `free_below`
+    `passes` does not depend on it.
 
     Saturation is how full the pool is, ≥ 0, as its detector says. A pool without endpoints takes nothing, whatever its saturation.
     """
@@ -131,6 +132,7 @@ class FlowControl(Generic[Payload]):
         self.bytes = 0
         self.blocked: tuple[int, float] | None = None
         self._ceilings = new_ceilings(settings.limit)
+        self.free_below = self._ceilings.free_below
         self._bands: dict[int, _Band[Payload]] = {}
         self._priorities: list[int] = []
         self._deadlines: Heap[Ticket[Payload]] = Heap()

@@ -9,6 +9,9 @@ from epp.flow.settings import Holdback, Limit, Reflective, Static
 
 
 class Ceilings(Protocol):
+    free_below: float
+    """Below this saturation nobody waits, whatever it is exactly and whatever the priority."""
+
     def of(self, saturation: float, priorities: Sequence[int]) -> Sequence[float]:
         """For each of `priorities` (highest first) the saturation from which on it waits, never rising with rank.
 
@@ -19,16 +22,17 @@ class Ceilings(Protocol):
 
 class StaticCeilings:
     def __init__(self, limit: Static) -> None:
-        self._limit = limit
+        self.free_below = limit.threshold
 
     def of(self, saturation: float, priorities: Sequence[int]) -> Sequence[float]:
-        return [self._limit.threshold] * len(priorities)
+        return [self.free_below] * len(priorities)
 
 
 class HoldbackCeilings:
     """Remembers the ceilings of the latest priorities: they change when a band comes or goes."""
 
     def __init__(self, limit: Holdback) -> None:
+        self.free_below = min(limit.min_ceiling, limit.max_ceiling)
         self._limit = limit
         self._priorities: list[int] = []
         self._ceilings: Sequence[float] = ()
@@ -60,6 +64,7 @@ class ReflectiveCeilings:
     """
 
     def __init__(self) -> None:
+        self.free_below = 0.5
         self._decisions = 0
 
     def of(self, saturation: float, priorities: Sequence[int]) -> Sequence[float]:

@@ -522,6 +522,33 @@ def test_a_burst_within_one_turn_of_the_loop_fills_the_pool_and_no_more() -> Non
         assert [isinstance(one, Waiter) for one in routed] == [False] * size + [True] * 2 * size
 
 
+def test_saturation_is_not_told_anew_for_requests_that_pass_whatever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = Hall(100)
+    looks = 0
+    saturation = hall.dispatcher._saturation
+
+    def look(now_s: float) -> float:
+        nonlocal looks
+        looks += 1
+        return saturation(now_s)
+
+    monkeypatch.setattr(hall.dispatcher, "_saturation", look)
+    for _ in range(100):
+        hall.serve()
+    assert looks <= 3
+    hall.wait()
+
+
+def test_a_pool_that_shrinks_is_looked_at_anew() -> None:
+    hall = Hall(10)
+    for _ in range(4):
+        hall.serve()
+    busy = [one for one in hall.endpoints.members if hall.endpoints.in_flight[hall.endpoints.slot_of(one.key)]]
+    hall.endpoints.replace(busy)
+    hall.dispatcher.pool_changed(hall.now_s)
+    hall.wait()
+
+
 def test_saturation_is_told_anew_when_time_has_passed() -> None:
     hall = Hall(8)
     hall.serve()
