@@ -16,14 +16,14 @@ from bench.replica.kv import TOKEN_BYTES
 
 _MASK = (1 << 60) - 1
 _FACTOR = 0x9E3779B97F4A7C5
-_WORD = 8
+_WORD = 16
 
 
 class Offered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request as a trace has it. `at_s` is when its client sends it.
 
     `blocks` names the text of each started block of `block_tokens` tokens, from the prompt's beginning; equal names behind
-    equal names are equal text. Where it goes on beyond the prompt it is the answer's text, known up to `known_tokens` tokens
+    equal names are equal text. They are below 2^64. Where it goes on beyond the prompt it is the answer's text, known up to `known_tokens` tokens
     (0: up to the prompt's end). `block_tokens` is a multiple of `BLOCK_TOKENS`. `model` is the LoRA adapter asked for, "" for none.
     """
 
@@ -41,7 +41,7 @@ class Offered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 def prompt_text(offered: Offered) -> bytes:
     """The prompt, ASCII without anything that JSON escapes."""
     copies = offered.block_tokens * TOKEN_BYTES // _WORD
-    text = b"".join([b"%08x" % (block & 0xFFFFFFFF) * copies for block in offered.blocks])
+    text = b"".join([b"%016x" % block * copies for block in offered.blocks])
     return text[: offered.prompt_tokens * TOKEN_BYTES]
 
 

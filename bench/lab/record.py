@@ -13,6 +13,8 @@ class Outcome(enum.Enum):
     REFUSED = "refused"
     LOST = "lost"
     """Its server went away under it."""
+    TOO_LONG = "too-long"
+    """No server takes a prompt and an answer so long."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -42,7 +42,8 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def server(name: str, *, adapter_slots: int = 0, slowdown: float = 1.0) -> Profile:
-    """A measured `model@GPU`, as the lab has it: KV blocks of `BLOCK_TOKENS`, as coarse as what policies see of a prompt.
+    """A measured `model@GPU`, as the lab has it: KV blocks of `BLOCK_TOKENS`, as coarse as what policies see of a prompt,
+    and prompts as long as fit.
 
     `slowdown` stretches all its kernels.
     """
@@ -52,6 +53,7 @@ def server(name: str, *, adapter_slots: int = 0, slowdown: float = 1.0) -> Profi
         name=name if slowdown == 1.0 else f"{name}÷{slowdown:g}",
         num_blocks=base.kv_tokens // BLOCK_TOKENS,
         block_size=BLOCK_TOKENS,
+        max_model_len=base.kv_tokens,
         max_loras=adapter_slots,
         kernels=_stretched(base.kernels, slowdown),
     )

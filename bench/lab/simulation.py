@@ -39,6 +39,7 @@ class Simulation:
         self._offered = iter(offered)
         self._rng = random.Random(scene.seed)
         self._fleet = Fleet(scene.servers)
+        self._longest = min(one.longest for one in scene.servers)
         self._flights: list[dict[str, Flight]] = [{} for _ in scene.servers]
         self._undecided = 0
         self._arriving = True
@@ -101,7 +102,10 @@ class Simulation:
             router,
         )
         self._undecided += 1
-        router.arrive(flight, now_s)
+        if offered.prompt_tokens + offered.output_tokens > self._longest:
+            self.refuse(flight, Outcome.TOO_LONG)
+        else:
+            router.arrive(flight, now_s)
         self._expect_next()
 
     def send(self, flight: Flight, server: int, now_s: float) -> None:
@@ -114,9 +118,9 @@ class Simulation:
         self._flights[server][flight.id] = flight
         self._undecided -= 1
 
-    def refuse(self, flight: Flight) -> None:
+    def refuse(self, flight: Flight, outcome: Outcome = Outcome.REFUSED) -> None:
         self._undecided -= 1
-        self._record(flight, Outcome.REFUSED)
+        self._record(flight, outcome)
 
     def _advance(self, until_s: float) -> None:
         for done_s, server, event in self._fleet.advance(until_s):
