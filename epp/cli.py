@@ -20,6 +20,7 @@ from epp import configuration, settings
 from epp.configuration.notation import parse_duration, parse_quantity
 from epp.configuration.problems import suggestion
 from epp.discovery.source import DiscoveryError
+from epp.discovery.spread import POOL_LABEL
 from epp.discovery.static import parse_endpoint
 from epp.observe.logs import level_named, level_of
 from epp.settings import Settings
@@ -68,9 +69,11 @@ def _path(text: str) -> Path | None:
 
 def _endpoint(text: str) -> str:
     try:
-        return parse_endpoint(text).destination
+        endpoint = parse_endpoint(text)
     except DiscoveryError as error:
         raise ValueError(str(error)) from None
+    pool = endpoint.labels.get(POOL_LABEL)
+    return f"{pool}={endpoint.destination}" if pool else endpoint.destination
 
 
 def _metrics_port(text: str) -> int | None:
@@ -83,7 +86,7 @@ def _metrics_port(text: str) -> int | None:
 BOOL = _Parsed("BOOL", _switch)
 DURATION = _Parsed("DURATION", parse_duration)
 SIZE = _Parsed("SIZE", _size)
-ENDPOINT = _Parsed("HOST:PORT", _endpoint)
+ENDPOINT = _Parsed("[POOL=]HOST:PORT", _endpoint)
 PORT = click.IntRange(0, 65535)
 PATH = _Parsed("PATH", _path)
 LEVEL = _Parsed("LEVEL", level_named)
@@ -259,17 +262,28 @@ FLAGS = (
         "Pool and endpoints",
         "endpoints",
         ENDPOINT,
-        "A model server. Give it once for each.",
+        "A model server. Give it once for each; with several pools say whose it is.",
         repeated=True,
     ),
     Flag(
         "pool-name",
         "Pool and endpoints",
-        "pool_name",
+        "pool_names",
         TEXT,
-        "Name of the pool, as poolRef in manifests and name in metrics say it.",
+        "Name of the pool, as poolRef in manifests and name in metrics say it. Give it once for each of several pools: a call's "
+        "gRPC metadata or route metadata x-gateway-inference-pool says which is meant, else the request's model, else it is the "
+        "first.",
         metavar="NAME",
         shown="epp",
+        repeated=True,
+    ),
+    Flag(
+        "picker-service",
+        "Pool and endpoints",
+        "picker_service",
+        TEXT,
+        "Serve every InferencePool of the namespace that names this Service as its endpoint picker, in place of --pool-name.",
+        metavar="NAME",
     ),
     Flag(
         "pool-namespace",
@@ -285,7 +299,8 @@ FLAGS = (
         "Pool and endpoints",
         "envoy_eds_file",
         PATH,
-        "Keep the endpoints in this file for Envoy's EDS to watch. It is replaced whole at each change.",
+        "Keep the endpoints in this file for Envoy's EDS to watch. It is replaced whole at each change. With several pools the "
+        "path holds {pool}, and each pool has a file of its own.",
         metavar="PATH",
     ),
     Flag(
@@ -472,7 +487,7 @@ FLAGS = (
         "decision_log",
         PATH,
         "Write every decision with its signals and outcome to this file, for epp replay. It holds sizes and salted hashes, no text "
-        "of a prompt.",
+        "of a prompt. With several pools the path holds {pool}.",
         metavar="PATH",
     ),
     Flag(
@@ -596,6 +611,8 @@ def settings_of(given: dict[str, Any], environment: dict[str, str]) -> Settings:
     for flag in FLAGS:
         assert flag.name is not None
         value = given[flag.name]
+        if flag.multiple:
+            value = tuple(one for one in value if one != "")
         if value is None or (flag.multiple and not value) or (value == "" and not flag.field.endswith("_spec")):
             continue
         if flag.inert:

@@ -39,7 +39,7 @@ from epp.prefix.index import PrefixIndex
 from epp.pressure import Pressure, Step
 from epp.quota.quota import Grant, Quota
 from epp.request import BLOCK_BYTES, NO_FINGERPRINTS, Request
-from epp.resources.store import Store
+from epp.resources.store import InForce
 from epp.retry import Returns
 
 OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
@@ -84,11 +84,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 class Account:
     """One routed request until its end: what to settle, and with whom. `grant` is None where no quota holds, `evict` where
-    nobody may end it, `recorded` 0 where no decision log holds the pick.
+    nobody may end it, `recorded` 0 where no decision log holds the pick. `dispatcher` is the one that routed it, and the one
+    to tell what becomes of it.
     """
 
     __slots__ = (
         "content_type",
+        "dispatcher",
         "endpoint",
         "entry",
         "evict",
@@ -109,9 +111,11 @@ class Account:
         endpoint: Endpoint,
         entry: Entry,
         opened_s: float,
-        grant: Grant | None = None,
-        recorded: int = 0,
+        grant: Grant | None,
+        recorded: int,
+        dispatcher: Dispatcher,
     ) -> None:
+        self.dispatcher = dispatcher
         self.request = request
         self.kind = kind
         self.endpoint = self.picked = endpoint
@@ -218,7 +222,7 @@ class Dispatcher:
         faults: Callable[[str, Exception], None],
         decisions: DecisionLog,
         pressure: Pressure | None = None,
-        resources: Store | None = None,
+        resources: InForce | None = None,
         quota: Quota | None = None,
         queue: Queue | None = None,
         recording: Recording | None = None,
@@ -251,8 +255,12 @@ class Dispatcher:
 
     # --- the pick --------------------------------------------------------------------------------------------------
 
-    def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account] | Place:
+    def route(
+        self, arrival: Arrival, opened_s: float, now_s: float, parsed: Parsed | None = None
+    ) -> tuple[Steer, Account] | Place:
         """Read, pick, take the ledger entry, and say where to; or let the request wait. Raises Drop.
+
+        `parsed` is what the body says, where somebody has read it already.
 
         A bug of ours on the way costs the quality of this pick, never the request.
         """
@@ -260,7 +268,7 @@ class Dispatcher:
         request: Request | None = None
         grant: Grant | None = None
         try:
-            parsed, request = self._read(arrival)
+            parsed, request = self._read(arrival, parsed)
             read = self._timer()
             if self._quota is not None:
                 grant = self._admit(self._quota, request, now_s)
@@ -330,9 +338,12 @@ class Dispatcher:
             except Exception as error:
                 self._faults("decision-log", error)
 
-    def _read(self, arrival: Arrival) -> tuple[Parsed, Request]:
+    def _read(self, arrival: Arrival, parsed: Parsed | None) -> tuple[Parsed, Request]:
         try:
-            parsed = parse(arrival.headers, arrival.body, truncated=arrival.truncated) if arrival.has_body else OPAQUE
+            if parsed is None:
+                parsed = (
+                    parse(arrival.headers, arrival.body, truncated=arrival.truncated) if arrival.has_body else OPAQUE
+                )
             return parsed, self._request(arrival, parsed)
         except Drop:
             raise
@@ -475,7 +486,7 @@ class Dispatcher:
             self._record(request, pick, hit_share, now_s)
         except Exception as error:
             self._faults("record", error)
-        return steer, Account(request, parsed.kind, endpoint, entry, opened_s, grant, recorded)
+        return steer, Account(request, parsed.kind, endpoint, entry, opened_s, grant, recorded, self)
 
     def _take_down(self, request: Request, pick: Pick, candidates: Candidates, opened_s: float, now_s: float) -> int:
         assert self._recording is not None

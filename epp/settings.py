@@ -9,9 +9,15 @@ from typing import Annotated, Literal
 import msgspec
 
 from epp.extproc.events import BodyMode, Modes
+from epp.resources.rules import Selection
 
 MIN_REFRESH_S = 0.05
 """The Go picker's lower bound, and its default. At 50 ms and 8 servers with real pages it spends 0.34 cores on reading them."""
+
+DEFAULT_POOL = "epp"
+
+PLACEHOLDER = "{pool}"
+"""Of a path, where the name of a pool goes."""
 
 _MODES = {
     "full-duplex": Modes(BodyMode.FULL_DUPLEX_STREAMED, BodyMode.FULL_DUPLEX_STREAMED),
@@ -57,9 +63,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """0 is for ever."""
 
     endpoints: tuple[str, ...] = ()
-    """`host:port`, well-formed."""
+    """`host:port`, or `pool=host:port` where there may be several pools; well-formed."""
     envoy_eds_file: Path | None = None
-    pool_name: str = "epp"
+    """With several pools it holds `{pool}`."""
+    pool_names: tuple[str, ...] = ()
+    """Empty: the pool `DEFAULT_POOL`, unless `picker_service` says which."""
+    picker_service: str = ""
+    """The Service whose pools are served, in place of names."""
     pool_namespace: str = "default"
     pod_name: str = ""
     ignore_subset: bool = False
@@ -106,6 +116,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     notices: tuple[str, ...] = ()
 
     @property
+    def selection(self) -> Selection:
+        """Which pools are served."""
+        return (
+            Selection((), self.picker_service) if self.picker_service else Selection(self.pool_names or (DEFAULT_POOL,))
+        )
+
+    @property
+    def only_pool(self) -> str | None:
+        """The name of the pool, where there is never another."""
+        names = self.selection.names
+        return names[0] if len(names) == 1 else None
+
+    @property
     def default_modes(self) -> Modes:
         """How Envoy shows the bodies where it does not say so itself."""
         return _MODES[self.default_body_mode]
@@ -118,9 +141,10 @@ def from_flags(flags: Mapping[str, object], environment: Mapping[str, str]) -> S
     """
     if flags.get("config_file") is not None and flags.get("config_text") is not None:
         raise ValueError("--config-file and --config-text exclude each other")
-    endpoints = flags.get("endpoints")
-    if isinstance(endpoints, tuple) and len(set(endpoints)) < len(endpoints):
-        raise ValueError(f"--endpoint {max(endpoints, key=endpoints.count)} is given twice")
+    for flag, field in (("--endpoint", "endpoints"), ("--pool-name", "pool_names")):
+        given = flags.get(field)
+        if isinstance(given, tuple) and len(set(given)) < len(given):
+            raise ValueError(f"{flag} {max(given, key=given.count)} is given twice")
     if flags.get("metrics_client_ca_file") is not None and flags.get("metrics_cert_dir") is None:
         raise ValueError("--metrics-client-ca-file needs --metrics-cert-dir: clients show certificates only over TLS")
     _check_trust(flags)
@@ -128,12 +152,37 @@ def from_flags(flags: Mapping[str, object], environment: Mapping[str, str]) -> S
         settings = msgspec.convert({**_environment(environment), **flags}, Settings)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
+    _check_pools(settings)
     if settings.refresh_metrics_interval_s >= MIN_REFRESH_S:
         return settings
     notice = f"--refresh-metrics-interval: raised to {MIN_REFRESH_S * 1e3:g}ms, the shortest there is"
     return msgspec.structs.replace(
         settings, refresh_metrics_interval_s=MIN_REFRESH_S, notices=(*settings.notices, notice)
     )
+
+
+def _check_pools(settings: Settings) -> None:
+    """Raises ValueError where what is said of pools does not fit together."""
+    if settings.picker_service and settings.pool_names:
+        raise ValueError(
+            "--pool-name and --picker-service exclude each other: which pools there are is said by one of them"
+        )
+    if settings.picker_service and settings.resources is None:
+        raise ValueError(
+            "--picker-service needs --resources: the pools are those that name the Service in their manifests"
+        )
+    for flag, path in (("--envoy-eds-file", settings.envoy_eds_file), ("--decision-log", settings.decision_log)):
+        if settings.only_pool is None and path is not None and PLACEHOLDER not in str(path):
+            raise ValueError(f"{flag} {path} needs {PLACEHOLDER} in its name: each pool has a file of its own")
+    names = settings.selection.names
+    for endpoint in settings.endpoints:
+        pool, named, _ = endpoint.rpartition("=")
+        if named and names and pool not in names:
+            raise ValueError(
+                f"--endpoint {endpoint}: there is no pool {pool}; there are {', '.join(names)} (--pool-name)"
+            )
+        if not named and settings.only_pool is None:
+            raise ValueError(f"--endpoint {endpoint} does not say of which pool it is: write NAME={endpoint}")
 
 
 def _check_trust(flags: Mapping[str, object]) -> None:

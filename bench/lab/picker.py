@@ -10,7 +10,7 @@ from math import inf
 from bench.lab.offered import Offered, prompt_text
 from bench.lab.router import Flight, NewRouter, Page, Router, World
 from bench.lab.scene import Scene
-from epp.app import Reports, dispatch_policy
+from epp.assembly import dispatch_policy
 from epp.configuration import Configuration, build
 from epp.dispatcher import FAIRNESS_HEADERS, Account, Dispatcher, Place, Queue
 from epp.drops import Drop
@@ -23,6 +23,7 @@ from epp.observe.logs import DecisionLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.prefix.index import PrefixIndex
+from epp.reports import Reports
 from epp.settings import Settings
 
 BASE_MODEL = "base"

@@ -44,7 +44,7 @@ class DecisionFile:
         failed: Callable[[Exception], None],
         count: Callable[[str, int], None],
     ) -> None:
-        self._path = path
+        self.path = path
         self._recording = recording
         self._part_bytes = max_bytes // PARTS
         self._failed = failed
@@ -66,7 +66,7 @@ class DecisionFile:
 
     def start(self) -> None:
         """Raises OSError where the file cannot be written."""
-        with self._path.open("ab") as file:
+        with self.path.open("ab") as file:
             self._file_bytes = file.tell()
         self._begin()
         self._timer = self._loop.call_later(INTERVAL_S, self._turn)
@@ -139,7 +139,7 @@ class DecisionFile:
         if not self._batch_bytes:
             return
         parts, self._parts, self._batch_bytes = self._parts, [[]], 0
-        self._writing = asyncio.ensure_future(asyncio.to_thread(_append, self._path, parts))
+        self._writing = asyncio.ensure_future(asyncio.to_thread(_append, self.path, parts))
         lines = sum(map(len, parts))
         self._writing.add_done_callback(lambda done: self._settle(done.exception(), lines))
 

@@ -7,24 +7,27 @@ from collections.abc import Sequence
 
 from epp.discovery.names import Lookup, Resolution, host, system_lookup
 from epp.discovery.source import DiscoveryError, OnChange
+from epp.discovery.spread import POOL_LABEL
 from epp.endpoint import Endpoint
 
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(\d{1,5})")
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Read `host:port`, the host an IPv4, an IPv6 in brackets, or a DNS name. It is named after itself.
+    """Read `host:port`, the host an IPv4, an IPv6 in brackets, or a DNS name. It is named after itself; `pool=host:port` is
+    labelled with the pool.
 
     Raises DiscoveryError for anything else.
     """
-    match = _HOST_PORT.fullmatch(text.strip())
+    pool, named, place = text.strip().rpartition("=")
+    match = _HOST_PORT.fullmatch(place) if pool or not named else None
     address = host(match[1]) if match else None
     if match is None or address is None:
         raise DiscoveryError(f"{text!r} is no host:port, such as 10.0.0.5:8000, [fd00::5]:8000 or vllm-0.local:8000")
     port = int(match[2])
     if not 0 < port < 65536:
         raise DiscoveryError(f"{text!r}: the port must be in 1..65535")
-    return Endpoint(name=match[0], address=address, port=port)
+    return Endpoint(name=match[0], address=address, port=port, labels={POOL_LABEL: pool} if pool else {})
 
 
 class StaticDiscovery:

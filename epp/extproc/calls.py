@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from hpack import Decoder, HPACKError, OversizedHeaderListError
@@ -27,7 +27,7 @@ class Call(msgspec.Struct, frozen=True):
     """A call as its header block announces it.
 
     `timeout_s` is the client's deadline, None without one. `encoding` is that of compressed messages. `body_bytes` is the
-    content-length, None where not said. `http_status` is 200 for gRPC, else what to answer instead (415), `bodiless` tells
+    content-length, None where not said. `metadata` are all fields but the pseudo ones, and `:authority`. `http_status` is 200 for gRPC, else what to answer instead (415), `bodiless` tells
     that such an answer has no body (HEAD).
     """
 
@@ -37,6 +37,7 @@ class Call(msgspec.Struct, frozen=True):
     body_bytes: int | None = None
     http_status: int = 200
     bodiless: bool = False
+    metadata: Mapping[bytes, bytes] = {}
 
 
 def read_call(fields: Iterable[Field]) -> Call:
@@ -54,6 +55,8 @@ def read_call(fields: Iterable[Field]) -> Call:
     if not pseudo.get(b":path") or b":method" not in pseudo or b":scheme" not in pseudo:
         raise Malformed("missing pseudo header")
     method = pseudo[b":method"]
+    if b":authority" in pseudo:
+        plain[b":authority"] = pseudo[b":authority"]
     grpc = method == b"POST" and _GRPC.fullmatch(plain.get(b"content-type", b"").decode("latin-1"))
     return Call(
         path=pseudo[b":path"].decode("latin-1"),
@@ -62,6 +65,7 @@ def read_call(fields: Iterable[Field]) -> Call:
         body_bytes=_content_length(plain.get(b"content-length")),
         http_status=200 if grpc else 415,
         bodiless=method == b"HEAD",
+        metadata=plain,
     )
 
 

@@ -52,6 +52,8 @@ ENDPOINT_NAMESPACE = "envoy.lb"
 SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 ATTRIBUTES = "envoy.filters.http.ext_proc"
 UPSTREAM_ADDRESS = "upstream.address"
+POOL = "x-gateway-inference-pool"
+"""The key, in whatever namespace of metadata the proxy forwards, of the pool that the request is for."""
 
 
 class Undecodable(ValueError):
@@ -146,7 +148,7 @@ def _decode_headers(message: bytes, tag: int) -> Event | None:
     if headers is None or aside is None or flags not in (b"", _END_OF_HEADERS) or not block_end <= end <= len(message):
         return None
     if tag == _REQUEST_HEADERS:
-        return RequestHeaders(headers, bool(flags), aside.subset, aside.modes)
+        return RequestHeaders(headers, bool(flags), aside.subset, aside.modes, aside.pool)
     return ResponseHeaders(headers, bool(flags), aside.served)
 
 
@@ -215,6 +217,7 @@ class _Aside(msgspec.Struct, frozen=True):
     subset: tuple[str, ...] | None
     served: str | None
     modes: Modes | None
+    pool: str
 
 
 def _aside(rest: bytes) -> _Aside | None:
@@ -222,7 +225,7 @@ def _aside(rest: bytes) -> _Aside | None:
     message = pb.ProcessingRequest.FromString(rest)
     if message.WhichOneof("request") is not None:
         return None
-    return _Aside(_subset(message), _served(message), _modes(message))
+    return _Aside(_subset(message), _served(message), _modes(message), _pool(message))
 
 
 _remembered_aside = lru_cache(maxsize=1024)(_aside)
@@ -237,7 +240,7 @@ def decode(message: bytes) -> Event | None:
     match request.WhichOneof("request"):
         case "request_headers":
             part = request.request_headers
-            return RequestHeaders(_headers(part), part.end_of_stream, _subset(request), _modes(request))
+            return RequestHeaders(_headers(part), part.end_of_stream, _subset(request), _modes(request), _pool(request))
         case "request_body":
             return RequestBody(request.request_body.body, request.request_body.end_of_stream, _subset(request))
         case "request_trailers":
@@ -293,6 +296,13 @@ def _subset(message: pb.ProcessingRequest) -> tuple[str, ...] | None:
             return _split(item.string_value for item in value.list_value.values)
         case _:
             return None
+
+
+def _pool(message: pb.ProcessingRequest) -> str:
+    for told in message.metadata_context.filter_metadata.values():
+        if POOL in told.fields:
+            return str(told.fields[POOL].string_value)
+    return ""
 
 
 def _split(items: Iterable[str]) -> tuple[str, ...]:

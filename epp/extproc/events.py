@@ -41,12 +41,14 @@ class RequestHeaders(msgspec.Struct, frozen=True):
     """`headers` are lower case, pseudo headers included, `raw_value` preferred to `value`, repeated names joined by ','.
 
     `subset` is the subset hint's list (None: key absent). `modes` is None where the message has no `protocol_config`.
+    `pool` is what the proxy's metadata calls the pool that the request is for, "" where it does not say.
     """
 
     headers: dict[str, str]
     end: bool
     subset: tuple[str, ...] | None = None
     modes: Modes | None = None
+    pool: str = ""
 
 
 class RequestBody(msgspec.Struct, frozen=True, gc=False):
@@ -99,7 +101,7 @@ class Arrival(msgspec.Struct, frozen=True):
     trailers follow); what replaces it then replaces that beginning. `can_rewrite` tells whether the body can still be
     changed.
     `sees_answer` tells whether the answer's body will be shown, `can_look` whether it is hidden but can be asked for
-    (`Steer.look`).
+    (`Steer.look`). `pool` is the pool that the proxy says the request is for, "" where it does not say.
     """
 
     headers: dict[str, str]
@@ -110,6 +112,7 @@ class Arrival(msgspec.Struct, frozen=True):
     sees_answer: bool = True
     can_look: bool = False
     subset: tuple[str, ...] | None = None
+    pool: str = ""
 
 
 class Cause(enum.Enum):

@@ -144,6 +144,7 @@ class Exchange:
         "_modes",
         "_owed",
         "_pieces",
+        "_pool",
         "_request_ended",
         "_response_mode",
         "_room",
@@ -167,6 +168,7 @@ class Exchange:
         self._answering = _UNANSWERED
         self._headers: dict[str, str] = {}
         self._subset: tuple[str, ...] | None = None
+        self._pool = ""
         self._pieces: list[bytes | memoryview] = []
         self._collected_bytes = 0
         self._body = b""
@@ -226,6 +228,7 @@ class Exchange:
             self._response_mode = event.modes.response
         self._headers = event.headers
         self._subset = event.subset
+        self._pool = event.pool
         self._request_ended = event.end
         if event.end or self._modes.request in (_NONE, _STREAMED):
             return self._arrive(_IN_HEADERS)
@@ -306,6 +309,7 @@ class Exchange:
                 # Envoy ignores a mode override where one of the modes is full duplex.
                 can_look=hidden and self._modes.request is not _DUPLEX,
                 subset=self._subset,
+                pool=self._pool,
             )
         ]
 

@@ -129,6 +129,12 @@ class _Call:
         self._status = (0, "")
         self._told = False
 
+    @property
+    def metadata(self) -> Mapping[bytes, bytes]:
+        """Without `:authority`: gRPC's core does not tell it."""
+        told = self._context.invocation_metadata() or ()
+        return {name.encode(): value if isinstance(value, bytes) else value.encode() for name, value in told}
+
     def send(self, message: bytes) -> None:
         if not self._over:
             self._outgoing.append(message)

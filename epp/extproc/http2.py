@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -252,6 +252,10 @@ class Connection:
     @property
     def open_streams(self) -> int:
         return len(self._streams)
+
+    def metadata(self, stream_id: int) -> Mapping[bytes, bytes]:
+        """The header fields that opened an open stream, those of gRPC and HTTP included: lower case, of a repeated one the first."""
+        return self._streams[stream_id].call.metadata
 
     @property
     def queued_bytes(self) -> int:

@@ -148,6 +148,10 @@ class _Call:
         self.closed = False
         self.told = False
 
+    @property
+    def metadata(self) -> Mapping[bytes, bytes]:
+        return self._link.metadata(self._stream_id)
+
     def send(self, message: bytes) -> None:
         if self.over:
             return
@@ -322,6 +326,9 @@ class _Link(asyncio.Protocol):
         self._calls.pop(stream_id, None)
         if call.timer is not None:
             call.timer.cancel()
+
+    def metadata(self, stream_id: int) -> Mapping[bytes, bytes]:
+        return self.http2.metadata(stream_id)
 
     def close(self, call: _Call, stream_id: int, status: int, message: str) -> None:
         call.over = call.closed = True

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 
 class Stream(Protocol):
     """One open gRPC call, as the transport lends it to a session. Safe to call after the peer has gone: nothing happens."""
+
+    @property
+    def metadata(self) -> Mapping[bytes, bytes]:
+        """What the peer said when it opened the call: lower-case gRPC metadata, and `:authority` where the transport tells it.
+
+        To be asked for while the session is opened.
+        """
+        ...
 
     def send(self, message: bytes) -> None:
         """Queue one gRPC message. Everything queued while the transport handles one read leaves in one write."""

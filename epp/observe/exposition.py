@@ -19,7 +19,7 @@ from epp.drops import OUTCOMES
 from epp.endpoint import Endpoint, Endpoints, FloatArray
 from epp.observe import metrics as record
 from epp.observe.metrics import Bounds, Metrics, Row, Series
-from epp.observe.text import Family, Histogram, Labels, Values, write
+from epp.observe.text import Family, Histogram, Labels, Values, added, merged, summed, write
 
 MODEL = ("model_name", "target_model_name")
 FLOW = (*MODEL, "fairness_id", "priority")
@@ -132,7 +132,7 @@ TTFT_LLM_D_BOUNDS: Bounds = record.DURATION_BOUNDS[: record.DURATION_BOUNDS.inde
 
 
 class Exposition:
-    """Reads the record and the pools when asked. `pools` is by pool name; `clock` is the loop's, in seconds.
+    """Reads the record and the pools when asked. `pools` gives each pool's endpoints by its name; `clock` is the loop's, in seconds.
 
     Pool averages are over the endpoints that reported within `stale_after_s`, and absent where none did: an autoscaler
     takes a missing value for unknown and 0 for idle. `more` are asked for further families with every page.
@@ -141,7 +141,7 @@ class Exposition:
     def __init__(
         self,
         metrics: Metrics,
-        pools: Mapping[str, Endpoints],
+        pools: Callable[[], Mapping[str, Endpoints]],
         clock: Callable[[], float],
         *,
         stale_after_s: float = 2.0,
@@ -192,8 +192,7 @@ class Exposition:
         yield from self._pool_gauges()
         yield from self._in_flight()
         yield from self._own()
-        for families in self._more:
-            yield from families()
+        yield from merged(family for families in self._more for family in families())
         build = [((self._build.commit, self._build.build_ref), 1)]
         for name in ("llm_d_epp_info", "inference_extension_info"):
             yield Values("gauge", name, "This build.", ("commit", "build_ref"), build)
@@ -205,23 +204,23 @@ class Exposition:
         text = "Requests, answered by a model server or refused."
         by_flow: list[tuple[Labels, float]] = [(_flow(k), s.requests) for k, s in series.items()]
         yield Values("counter", "llm_d_epp_request_total", text, FLOW, by_flow)
-        by_priority = _summed(((m, t, str(p)), s.requests) for (m, t, p, _), s in series.items())
+        by_priority = summed(((m, t, str(p)), s.requests) for (m, t, p, _), s in series.items())
         yield Values("counter", "inference_objective_request_total", text, (*MODEL, "priority"), by_priority)
-        by_model = _summed((k[:2], s.requests) for k, s in series.items())
+        by_model = summed((k[:2], s.requests) for k, s in series.items())
         yield Values("counter", "inference_model_request_total", text, MODEL, by_model)
 
         text = "Requests that were refused, or that the model server answered with a status of 400 or above."
         errors = [(k, code, n) for k, s in series.items() for code, n in s.errors.items()]
         by_flow = [((*_flow(k), code), n) for k, code, n in errors]
         yield Values("counter", "llm_d_epp_request_error_total", text, (*FLOW, "error_code"), by_flow)
-        by_model = _summed(((*k[:2], code), n) for k, code, n in errors)
+        by_model = summed(((*k[:2], code), n) for k, code, n in errors)
         for name in ("inference_objective_request_error_total", "inference_model_request_error_total"):
             yield Values("counter", name, text, (*MODEL, "error_code"), by_model)
 
         text = "Requests that were given an endpoint and have not ended."
         by_flow = [(_flow(k), s.running) for k, s in series.items()]
         yield Values("gauge", "llm_d_epp_request_running", text, FLOW, by_flow)
-        by_model = _summed((k[:1], s.running) for k, s in series.items())
+        by_model = summed((k[:1], s.running) for k, s in series.items())
         for name in ("inference_objective_running_requests", "inference_model_running_requests"):
             yield Values("gauge", name, text, MODEL[:1], by_model)
 
@@ -231,7 +230,7 @@ class Exposition:
             shown = names.llm_d_bounds if names.llm_d_bounds is not None else names.bounds
             by_flow = [(_flow(key), row) for key, row in rows]
             yield Histogram(f"llm_d_epp_{names.llm_d}", names.help, FLOW, by_flow, names.bounds, shown)
-            by_model = _merged((key[:2], row) for key, row in rows)
+            by_model = added((key[:2], row) for key, row in rows)
             for prefix, name in (("inference_objective_", names.objective), ("inference_model_", names.model)):
                 if name:
                     yield Histogram(prefix + name, names.help, MODEL, by_model, names.bounds, names.bounds)
@@ -245,7 +244,7 @@ class Exposition:
         bounds, name = record.DURATION_BOUNDS, "request_ttft_seconds"
         by_flow = [((*_flow(key), streaming), row) for key, streaming, row in rows]
         yield Histogram(f"llm_d_epp_{name}", TTFT_HELP, (*FLOW, "streaming"), by_flow, bounds, TTFT_LLM_D_BOUNDS)
-        by_model = _merged((key[:2], row) for key, _, row in rows)
+        by_model = added((key[:2], row) for key, _, row in rows)
         yield Histogram(f"inference_objective_{name}", TTFT_HELP, MODEL, by_model, bounds, bounds)
 
     # --- scheduling ------------------------------------------------------------------------------------------------
@@ -285,7 +284,7 @@ class Exposition:
 
     def _pool_gauges(self) -> Iterator[Family]:
         fresh_since_s = self._clock() - self._stale_after_s
-        pools = {name: _Pool(endpoints, fresh_since_s) for name, endpoints in self._pools.items()}
+        pools = {name: _Pool(endpoints, fresh_since_s) for name, endpoints in self._pools().items()}
         for what, column, text in (
             ("kv_cache_utilization", "kv_usage", "KV memory in use, [0, 1]"),
             ("queue_size", "waiting", "requests waiting for the engine"),
@@ -303,7 +302,7 @@ class Exposition:
         ready = [((name,), pool.ready) for name, pool in pools.items()]
         for name in ("inference_pool_ready_pods", "llm_d_epp_ready_endpoints"):
             yield Values("gauge", name, "Endpoints that reported lately.", ("name",), ready)
-        members = [((name,), len(endpoints)) for name, endpoints in self._pools.items()]
+        members = [((name,), len(endpoints)) for name, endpoints in self._pools().items()]
         yield Values("gauge", "epp_pool_endpoints", "Endpoints in the pool.", ("name",), members)
         unreachable = [((name,), pool.unreachable) for name, pool in pools.items()]
         text = "Endpoints that take no connections."
@@ -324,11 +323,12 @@ class Exposition:
             ("requests", "in_flight", "Requests sent to the endpoint that have not ended."),
             ("tokens", "in_flight_tokens", "Uncached prompt tokens sent to the endpoint that wait for prefill."),
         ):
-            values = [
+            # An endpoint may be a member of two pools, and a series must come once.
+            values = summed(
                 ((endpoint.name, endpoint.namespace, INFLIGHT_PLUGIN, "", ""), value)
-                for endpoints in self._pools.values()
+                for endpoints in self._pools().values()
                 for endpoint, value in zip(endpoints.members, _column(endpoints, column).tolist(), strict=True)
-            ]
+            )
             yield Values("gauge", f"llm_d_epp_inflight_{what}", text, labels, values)
 
     # --- ourselves -------------------------------------------------------------------------------------------------
@@ -343,10 +343,10 @@ class Exposition:
         codes = [((str(code),), n) for code, n in enumerate(metrics.statuses) if n]
         text = "Answers by the model servers' status; 0 is none."
         yield Values("counter", "epp_responses_total", text, ("code",), codes)
-        aborted = _summed((k[:2], s.aborted) for k, s in metrics.series.items())
+        aborted = summed((k[:2], s.aborted) for k, s in metrics.series.items())
         text = "Exchanges cut off before the answer's end."
         yield Values("counter", "epp_requests_aborted_total", text, MODEL, aborted)
-        estimated = _summed((k[:2], s.estimated_tokens) for k, s in metrics.series.items())
+        estimated = summed((k[:2], s.estimated_tokens) for k, s in metrics.series.items())
         text = "Prompt tokens as estimated at the pick, to compare with the sum of input tokens."
         yield Values("counter", "epp_estimated_input_tokens_total", text, MODEL, estimated)
         yield from self._faults()
@@ -376,6 +376,9 @@ class Exposition:
         lines = [((fate,), n) for fate, n in metrics.decision_lines.items()]
         text = "Lines of the decision log: written, or lost because writing failed or could not keep up."
         yield Values("counter", "epp_decision_log_lines_total", text, ("fate",), lines)
+        found = list(metrics.pools_found.items())
+        text = "Requests that might have been for any pool, by the pool and by what told that it is meant."
+        yield Values("counter", "epp_pool_requests_total", text, ("name", "by"), found)
         limits = [((limit,), n) for limit, n in metrics.transport_limits.items()]
         text = "Times that a peer on a gRPC port ran into a limit, by the limit's name."
         yield Values("counter", "epp_transport_limits_total", text, ("limit",), limits)
@@ -423,21 +426,6 @@ def _row(series: Series, field: str) -> Row:
 def _flow(key: record.Key) -> tuple[str, str, str, str]:
     model, target, priority, fairness_id = key
     return model, target, fairness_id, str(priority)
-
-
-def _summed(values: Iterable[tuple[Labels, float]]) -> list[tuple[Labels, float]]:
-    sums: dict[Labels, float] = {}
-    for labels, value in values:
-        sums[labels] = sums.get(labels, 0) + value
-    return list(sums.items())
-
-
-def _merged(rows: Iterable[tuple[Labels, Row]]) -> list[tuple[Labels, Row]]:
-    sums: dict[Labels, Row] = {}
-    for labels, row in rows:
-        known = sums.get(labels)
-        sums[labels] = row if known is None else [a + b for a, b in zip(known, row, strict=True)]
-    return list(sums.items())
 
 
 def _sample_deviation(values: FloatArray) -> float:

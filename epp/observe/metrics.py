@@ -145,6 +145,7 @@ class Metrics:
         self.refusals: Counter[Reason] = Counter()
         self.quota_refusals: Counter[tuple[str, str]] = Counter()
         self.decision_lines: Counter[str] = Counter()
+        self.pools_found: Counter[tuple[str, str]] = Counter()
         self._models: set[str] = set()
         self._targets: set[str] = set()
         self._fairness_ids: set[str] = set()
@@ -250,6 +251,10 @@ class Metrics:
             if key not in self.rewrites and len(self.rewrites) >= MAX_SERIES:
                 key = (rewrite, OTHER, OTHER)
         self.rewrites[key] += 1
+
+    def pool_found(self, pool: str, by: str) -> None:
+        """A request that might have been for any pool is for `pool`; `by` is what told so."""
+        self.pools_found[pool, by] += 1
 
     def stage(self, name: Stage, seconds: float) -> None:
         """One stage of a request took so long. Called four times a request, hence without `_observe`."""

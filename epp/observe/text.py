@@ -7,7 +7,7 @@ The reference client builds a dictionary per line and sorts it: 10 µs a line, 0
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Literal
 
@@ -41,6 +41,39 @@ class Histogram(msgspec.Struct, frozen=True):
 
 
 Family = Values | Histogram
+
+
+def summed(values: Iterable[tuple[Labels, float]]) -> list[tuple[Labels, float]]:
+    """Each combination of labels once, with the sum of its values."""
+    sums: dict[Labels, float] = {}
+    for labels, value in values:
+        sums[labels] = sums.get(labels, 0) + value
+    return list(sums.items())
+
+
+def added(rows: Iterable[tuple[Labels, Sequence[float]]]) -> list[tuple[Labels, Sequence[float]]]:
+    """Each combination of labels once, with its rows added."""
+    sums: dict[Labels, Sequence[float]] = {}
+    for labels, row in rows:
+        known = sums.get(labels)
+        sums[labels] = row if known is None else [a + b for a, b in zip(known, row, strict=True)]
+    return list(sums.items())
+
+
+def merged(families: Iterable[Family]) -> Iterator[Family]:
+    """Each family once: a page may not have two of one name. Families of one name differ in their samples alone."""
+    alike: dict[str, list[Family]] = {}
+    for family in families:
+        alike.setdefault(family.name, []).append(family)
+    for first, *others in alike.values():
+        if not others:
+            yield first
+        elif isinstance(first, Histogram):
+            rows = [row for one in (first, *others) if isinstance(one, Histogram) for row in one.rows]
+            yield msgspec.structs.replace(first, rows=added(rows))
+        else:
+            values = [value for one in (first, *others) if isinstance(one, Values) for value in one.values]
+            yield msgspec.structs.replace(first, values=summed(values))
 
 
 def write(family: Family, *, openmetrics: bool) -> str:

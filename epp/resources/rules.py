@@ -1,4 +1,4 @@
-"""What the objects amount to for one pool: compiled at each change, so that a request pays for look-ups only."""
+"""What the objects amount to for each pool: compiled at each change, so that a request pays for look-ups only."""
 
 from __future__ import annotations
 
@@ -115,80 +115,51 @@ class Standing(msgspec.Struct, frozen=True):
         return tuple(f"{place}{self.key}: {what}" for what in said)
 
 
-class Compiled(msgspec.Struct, frozen=True):
-    """`rules` for the pool, the pool itself if an object describes it, and what became of every object, by key."""
+class Selection(msgspec.Struct, frozen=True):
+    """Which pools are served: those of `names`, or every one that names the Service `picker` as its endpoint picker."""
 
-    rules: Rules
-    pool: InferencePool | None
+    names: tuple[str, ...] = ()
+    picker: str = ""
+
+    def __str__(self) -> str:
+        if self.picker:
+            return f"this picker serves the pools whose endpoint picker is {self.picker} (--picker-service)"
+        return f"this picker serves {', '.join(self.names)} (--pool-name)"
+
+
+class Compiled(msgspec.Struct, frozen=True):
+    """`rules` of each pool that is served, in the order of precedence among pools; `pools` are the objects that describe
+    them, where there is one. `standings` say what became of every object, by key.
+    """
+
+    rules: Mapping[str, Rules]
+    pools: Mapping[str, InferencePool]
     standings: tuple[Standing, ...]
 
 
-def compile_rules(objects: Iterable[Resource], pool_name: str, namespace: str) -> Compiled:
-    """What `objects`, no two of the same key, amount to for the pool. Their order does not matter."""
-    return _Compiler(objects, pool_name, namespace).compiled()
+def compile_rules(objects: Iterable[Resource], selection: Selection, namespace: str) -> Compiled:
+    """What `objects`, no two of the same key, amount to. Their order does not matter."""
+    return _Compiler(objects, selection, namespace).compiled()
 
 
-class _Compiler:
-    def __init__(self, objects: Iterable[Resource], pool_name: str, namespace: str) -> None:
-        self._pool_name = pool_name
-        self._namespace = namespace
-        # The oldest first; of the same age by name, then by group.
-        self._objects = sorted(
-            objects, key=lambda one: (one.created_s, one.key.name, GROUPS.index(one.key.group), one.key)
-        )
-        self._pools = sorted({o.key.name for o in self._objects if isinstance(o, InferencePool)} | {pool_name})
-        self._best: dict[tuple[str, str, str], str] = {}
-        for one in sorted(self._objects, key=lambda one: GROUPS.index(one.key.group)):
-            self._best.setdefault((one.key.kind, one.key.namespace, one.key.name), one.key.group)
+class _Draft:
+    """The rules of one pool in the making."""
+
+    def __init__(self) -> None:
         self._objectives: dict[str, int] = {}
         self._models: dict[str, Known] = {}
         self._owners: dict[str, Key] = {}
         self._exact: dict[str, Rewriting] = {}
         self._generic: Rewriting | None = None
         self._rewrites = False
-        self._pool: InferencePool | None = None
 
-    def compiled(self) -> Compiled:
-        standings = sorted((self._take(one) for one in self._objects), key=lambda standing: standing.key)
+    def rules(self) -> Rules:
         only = _only(self._models) if self._models and not self._rewrites else ""
-        rules = Rules(self._objectives, self._models, self._exact, self._generic, only)
-        return Compiled(rules, self._pool, tuple(standings))
+        return Rules(self._objectives, self._models, self._exact, self._generic, only)
 
-    def _take(self, one: Resource) -> Standing:
-        reason, notable = self._misplaced(one)
-        if not reason:
-            reason = self._enact(one)
-            notable = bool(reason)
-        return Standing(one.key, one.origin, reason, notable, one.slips)
-
-    def _misplaced(self, one: Resource) -> tuple[str, bool]:
-        """Why the object is not for this pool, and whether somebody should hear of it; "" where it is."""
-        key = one.key
-        if key.namespace != self._namespace:
-            return f"it is in another namespace than the pool, which is in {self._namespace} (--pool-namespace)", True
-        group = self._best[key.kind, key.namespace, key.name]
-        if group != key.group:
-            return f"there is one of the same name in {group}", True
-        return ("", False) if isinstance(one, InferencePool) else self._misdirected(one.pool_ref)
-
-    def _misdirected(self, ref: PoolRef) -> tuple[str, bool]:
-        if ref.kind != POOL or ref.group not in (NETWORKING, EXPERIMENTAL):
-            return f"poolRef is a {ref.kind} of {ref.group}, not an {POOL} of {NETWORKING} or {EXPERIMENTAL}", True
-        if ref.name == self._pool_name:
-            return "", False
-        serves = f"this picker serves {self._pool_name} (--pool-name)"
-        if ref.name in self._pools:
-            return f"it is for the pool {ref.name}, and {serves}", False
-        near = difflib.get_close_matches(ref.name, self._pools, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        return f"poolRef names {ref.name}, and there is no such pool; {meant}{serves}", True
-
-    def _enact(self, one: Resource) -> str:
+    def enact(self, one: InferenceObjective | InferenceModel | InferenceModelRewrite) -> str:
         """Put the object in force. Returns why not, where another came first."""
-        if isinstance(one, InferencePool):
-            if one.key.name == self._pool_name:
-                self._pool = one
-        elif isinstance(one, InferenceObjective):
+        if isinstance(one, InferenceObjective):
             self._objectives[one.key.name] = one.priority
         elif isinstance(one, InferenceModel):
             owner = self._owners.setdefault(one.model_name, one.key)
@@ -207,6 +178,65 @@ class _Compiler:
                 self._exact.setdefault(model, rewriting)
             if not rule.models and self._generic is None:
                 self._generic = rewriting
+
+
+class _Compiler:
+    def __init__(self, objects: Iterable[Resource], selection: Selection, namespace: str) -> None:
+        self._selection = selection
+        self._namespace = namespace
+        # The oldest first; of the same age by name, then by group.
+        self._objects = sorted(
+            objects, key=lambda one: (one.created_s, one.key.name, GROUPS.index(one.key.group), one.key)
+        )
+        self._best: dict[tuple[str, str, str], str] = {}
+        for one in sorted(self._objects, key=lambda one: GROUPS.index(one.key.group)):
+            self._best.setdefault((one.key.kind, one.key.namespace, one.key.name), one.key.group)
+        known = [one for one in self._objects if isinstance(one, InferencePool) and not self._elsewhere(one)]
+        served = [one.key.name for one in known if self._names_us(one)] if selection.picker else selection.names
+        self._drafts = {name: _Draft() for name in served}
+        self._pools = {one.key.name: one for one in known if one.key.name in self._drafts}
+        self._names = sorted({o.key.name for o in self._objects if isinstance(o, InferencePool)} | {*served})
+
+    def compiled(self) -> Compiled:
+        standings = sorted((self._take(one) for one in self._objects), key=lambda standing: standing.key)
+        rules = {name: draft.rules() for name, draft in self._drafts.items()}
+        return Compiled(rules, self._pools, tuple(standings))
+
+    def _names_us(self, one: InferencePool) -> bool:
+        return one.picker is not None and one.picker.name == self._selection.picker
+
+    def _take(self, one: Resource) -> Standing:
+        reason, notable = self._misplaced(one)
+        if not reason and not isinstance(one, InferencePool):
+            reason = self._drafts[one.pool_ref.name].enact(one)
+            notable = bool(reason)
+        return Standing(one.key, one.origin, reason, notable, one.slips)
+
+    def _elsewhere(self, one: Resource) -> str:
+        """Why the object is not the one of its name; "" where it is."""
+        key = one.key
+        if key.namespace != self._namespace:
+            return f"it is in another namespace than the pool, which is in {self._namespace} (--pool-namespace)"
+        group = self._best[key.kind, key.namespace, key.name]
+        return f"there is one of the same name in {group}" if group != key.group else ""
+
+    def _misplaced(self, one: Resource) -> tuple[str, bool]:
+        """Why the object is for no pool that is served, and whether somebody should hear of it; "" where it is for one."""
+        reason = self._elsewhere(one)
+        if reason:
+            return reason, True
+        return ("", False) if isinstance(one, InferencePool) else self._misdirected(one.pool_ref)
+
+    def _misdirected(self, ref: PoolRef) -> tuple[str, bool]:
+        if ref.kind != POOL or ref.group not in (NETWORKING, EXPERIMENTAL):
+            return f"poolRef is a {ref.kind} of {ref.group}, not an {POOL} of {NETWORKING} or {EXPERIMENTAL}", True
+        if ref.name in self._drafts:
+            return "", False
+        if ref.name in self._names:
+            return f"it is for the pool {ref.name}, and {self._selection}", False
+        near = difflib.get_close_matches(ref.name, self._names, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        return f"poolRef names {ref.name}, and there is no such pool; {meant}{self._selection}", True
 
 
 def _only(models: Iterable[str]) -> str:

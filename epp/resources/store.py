@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from epp.resources.objects import InferencePool, Key, Resource
-from epp.resources.rules import NO_RULES, Standing, compile_rules
+from epp.resources.rules import NO_RULES, Compiled, Selection, Standing, compile_rules
 
 
 class Source(enum.IntEnum):
@@ -25,36 +25,56 @@ class Change(msgspec.Struct, frozen=True):
     notices: tuple[str, ...]
 
 
-class Store:
-    """Objects by source and key, and the `rules` that they amount to for one pool.
+class InForce:
+    """What the objects amount to for one pool: `rules`, and the object that describes it, None where there is none.
 
-    What holds depends on the objects alone, not on the order in which they came. `rules` is replaced whole at a change:
-    whoever took it before still has a consistent view.
+    Both are replaced whole at a change: whoever took `rules` before still has a consistent view.
     """
 
-    def __init__(self, pool_name: str, namespace: str) -> None:
-        self._pool_name = pool_name
+    __slots__ = ("pool", "rules")
+
+    def __init__(self) -> None:
+        self.rules = NO_RULES
+        self.pool: InferencePool | None = None
+
+
+class Store:
+    """Objects by source and key, and what is in force for each pool that is served.
+
+    What holds depends on the objects alone, not on the order in which they came. `served` are names, the first the one that
+    counts where nothing else says which pool is meant.
+    """
+
+    def __init__(self, selection: Selection, namespace: str) -> None:
+        self._selection = selection
         self._namespace = namespace
         self._objects: dict[Source, dict[Key, Resource]] = {source: {} for source in Source}
         self._notices: frozenset[str] = frozenset()
-        self.rules = NO_RULES
-        self.pool: InferencePool | None = None
+        self._in_force: dict[str, InForce] = {name: InForce() for name in selection.names}
         self.standings: tuple[Standing, ...] = ()
 
     def __len__(self) -> int:
         return len(self.standings)
 
     def __repr__(self) -> str:
-        return f"<Store {len(self)} objects for {self._namespace}/{self._pool_name}>"
+        return f"<Store {len(self)} objects for {len(self._in_force)} pools in {self._namespace}>"
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        return tuple(self._in_force)
+
+    def of(self, pool: str) -> InForce:
+        """Raises KeyError for a pool that is not served. The same for as long as it is."""
+        return self._in_force[pool]
 
     def summary(self) -> str:
         """What is in force, in a line for the log."""
         idle = sum(bool(standing.reason) for standing in self.standings)
-        rules = self.rules
-        rewrites = len(rules.exact) + (rules.generic is not None)
+        rules = [one.rules for one in self._in_force.values()]
         return (
-            f"resources: {len(self)} objects, {idle} without effect; {len(rules.objectives)} objectives, {len(rules.models)} models, "
-            f"rewrites of {rewrites} models"
+            f"resources: {len(self)} objects, {idle} without effect; {sum(len(one.objectives) for one in rules)} objectives, "
+            f"{sum(len(one.models) for one in rules)} models, "
+            f"rewrites of {sum(len(one.exact) + (one.generic is not None) for one in rules)} models"
         )
 
     def apply(self, source: Source, one: Resource) -> Change:
@@ -76,10 +96,20 @@ class Store:
         merged: dict[Key, Resource] = {}
         for source in reversed(Source):
             merged.update(self._objects[source])
-        compiled = compile_rules(merged.values(), self._pool_name, self._namespace)
-        changed = (compiled.rules, compiled.pool) != (self.rules, self.pool)
-        self.rules, self.pool, self.standings = compiled.rules, compiled.pool, compiled.standings
+        compiled = compile_rules(merged.values(), self._selection, self._namespace)
+        changed = self._enact(compiled)
+        self.standings = compiled.standings
         said = tuple(notice for standing in compiled.standings for notice in standing.notices())
         fresh = tuple(notice for notice in said if notice not in self._notices)
         self._notices = frozenset(said)
         return Change(changed, fresh)
+
+    def _enact(self, compiled: Compiled) -> bool:
+        """Whether anything in force is different now."""
+        changed = list(compiled.rules) != list(self._in_force)
+        self._in_force = {name: self._in_force.get(name) or InForce() for name in compiled.rules}
+        for name, one in self._in_force.items():
+            now = compiled.rules[name], compiled.pools.get(name)
+            changed = changed or now != (one.rules, one.pool)
+            one.rules, one.pool = now
+        return changed

@@ -20,6 +20,7 @@ from grpc import aio
 from bench.processes import free_port
 from epp.app import PROCESS, Picker
 from epp.configuration import load
+from epp.endpoint import Endpoints
 from epp.extproc.health import CHECK
 from epp.settings import Settings
 from tests.contract.transports import TRANSPORTS, Talk
@@ -62,8 +63,13 @@ class Gateway:
         return answer
 
     @property
+    def endpoints(self) -> Endpoints:
+        (pool,) = self.picker.pools
+        return pool.endpoints
+
+    @property
     def in_flight(self) -> float:
-        return float(self.picker.endpoints.in_flight.sum())
+        return float(self.endpoints.in_flight.sum())
 
     async def settled(self) -> None:
         async with asyncio.timeout(5):
@@ -364,7 +370,7 @@ async def test_the_endpoint_that_served_takes_over_the_account(start: Start) -> 
     )
     await call.say(message)
     await call.hear()
-    endpoints = gateway.picker.endpoints
+    endpoints = gateway.endpoints
     slot = endpoints.slot_by_destination(other)
     assert slot is not None
     assert endpoints.in_flight[slot] == 1 and gateway.in_flight == 1

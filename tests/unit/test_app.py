@@ -10,25 +10,19 @@ import numpy as np
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from epp.app import (
-    PROCESS,
-    READINESS,
-    STALLED_SCRAPES,
-    Incidents,
-    Picker,
-    Reports,
-    StartError,
-    read_configuration,
-    run,
-)
+from epp.app import PROCESS, READINESS, Picker, run
+from epp.assembly import StartError, read_configuration
 from epp.configuration import ConfigurationError, load
 from epp.discovery.source import DiscoveryError
 from epp.drops import Drop, Reason
 from epp.endpoint import CacheConfig, Endpoint, Endpoints, Report
 from epp.extproc.codec import Undecodable
+from epp.incidents import Incidents
 from epp.ledger import Ledger
 from epp.observe.metrics import Metrics
+from epp.pool import Pool
 from epp.prefix.index import PrefixIndex
+from epp.reports import STALLED_SCRAPES, Reports
 from epp.request import BLOCK_BYTES
 from epp.settings import Settings
 from epp.signals.answers import Failure
@@ -160,6 +154,11 @@ def picker(configuration: str = "", settings: Settings = LOCAL) -> Picker:
     return Picker(settings, read_configuration(settings) if not configuration else load(configuration, "test"))
 
 
+def only(whole: Picker) -> Pool:
+    (pool,) = whole.pools
+    return pool
+
+
 class TestHealth:
     @pytest.mark.parametrize("name", sorted(READINESS))
     async def test_a_picker_that_has_not_started_is_not_ready(self, name: str) -> None:
@@ -193,10 +192,10 @@ class TestMembership:
             Endpoint(name="a", address="10.0.0.1", port=8000),
             Endpoint(name="b", address="10.0.0.2", port=8000),
         )
-        it._membership([stays, goes])
+        only(it).replace([stays, goes])
         for endpoint in (stays, goes):
             it.metrics.picked(endpoint, "base")
-        it._membership([stays])
+        only(it).replace([stays])
         assert [pick[1] for pick in it.metrics.picks] == ["a"]
 
 
@@ -211,7 +210,7 @@ class TestSettings:
         ],
     )
     async def test_answers_to_come_count_where_asked_for(self, parameters: str, ratio: float, most: int | None) -> None:
-        policy = picker(IN_FLIGHT % parameters).dispatcher._policy
+        policy = only(picker(IN_FLIGHT % parameters)).dispatcher._policy
         assert (policy.output_ratio, policy.max_output_tokens) == (ratio, most)
 
     @pytest.mark.parametrize(
@@ -223,20 +222,20 @@ class TestSettings:
         ],
     )
     async def test_prefixes_are_bounded_by_tokens_or_else_by_blocks(self, parameters: str, blocks: int) -> None:
-        assert picker(PREFIX % parameters).dispatcher._policy.max_prefix_blocks == blocks
+        assert only(picker(PREFIX % parameters)).dispatcher._policy.max_prefix_blocks == blocks
 
     async def test_both_bounds_zero_is_no_bound(self) -> None:
         assert (
-            picker(PREFIX % "maxPrefixTokensToMatch: 0, maxPrefixBlocksToMatch: 0").dispatcher._policy.max_prefix_blocks
+            only(
+                picker(PREFIX % "maxPrefixTokensToMatch: 0, maxPrefixBlocksToMatch: 0")
+            ).dispatcher._policy.max_prefix_blocks
             > 1 << 40
         )
 
     async def test_flags_win_over_the_file_for_the_servers_metrics(self) -> None:
         text = HEADER + "plugins:\n- {type: metrics-data-source, parameters: {path: /m, port: 1}}\n"
-        scraper = picker(
-            text,
-            Settings(endpoints=LOCAL.endpoints, secure_serving=False, model_server_metrics_path="/told"),
-        )._scraper
+        settings = Settings(endpoints=LOCAL.endpoints, secure_serving=False, model_server_metrics_path="/told")
+        scraper = only(picker(text, settings)).scraper
         assert scraper is not None
         endpoint = Endpoint(name="e", address="10.0.0.1", port=8000)
         assert scraper.source.url(endpoint) == "http://10.0.0.1:1/told"
@@ -303,6 +302,7 @@ class Wire:
     """A stream that keeps what it is sent."""
 
     def __init__(self) -> None:
+        self.metadata: dict[bytes, bytes] = {}
         self.sent: list[pb.ProcessingResponse] = []
         self.status: int | None = None
 
@@ -328,9 +328,9 @@ class TestOneCall:
             for one in wire.sent[0].request_headers.response.header_mutation.set_headers
         }
         assert headers["x-gateway-destination-endpoint"] in LOCAL.endpoints
-        assert whole.endpoints.in_flight.sum() == 1
+        assert only(whole).endpoints.in_flight.sum() == 1
         session.closed(True)
-        assert whole.endpoints.in_flight.sum() == 0
+        assert only(whole).endpoints.in_flight.sum() == 0
         for stage in ("body", "parse", "decide", "reply"):
             assert sum(whole.metrics.stages[stage][:-1]) == 1, stage
         assert whole.metrics.stages["reply"][-1] > 0

@@ -34,7 +34,7 @@ GO_FLAGS = shlex.split("""
 """)
 
 OUR_FLAGS = shlex.split(
-    "resources decision-log decision-log-max-size max-loop-lag hang-timeout max-body-size client-ca-file client-allowed-names metrics-token-file endpoint envoy-eds-file transport host look-share default-body-mode seed log-format"
+    "resources picker-service decision-log decision-log-max-size max-loop-lag hang-timeout max-body-size client-ca-file client-allowed-names metrics-token-file endpoint envoy-eds-file transport host look-share default-body-mode seed log-format"
 )
 
 
@@ -118,7 +118,7 @@ def test_the_arguments_of_the_go_charts_parse(chart: str, ran: list[Settings]) -
 
 def test_what_the_charts_say_is_understood(ran: list[Settings]) -> None:
     gateway = settings(ran, *shlex.split(CHARTS["llm-d-router gateway"]))
-    assert (gateway.pool_name, gateway.pool_namespace) == ("my-release", "models")
+    assert (gateway.pool_names, gateway.pool_namespace) == (("my-release",), "models")
     assert (gateway.secure_serving, gateway.log_encoder) == (False, "json")
     assert gateway.config_file == Path("/config/default-plugins.yaml")
     assert [notice.split(":")[0] for notice in gateway.notices] == ["--pool-group", "--ha-enable-leader-election"]

@@ -139,9 +139,10 @@ def some_traffic() -> Metrics:
 
 
 def exposition(metrics: Metrics | None = None, pools: Mapping[str, Endpoints] | None = None) -> Exposition:
+    shown = {"my-pool": a_pool()} if pools is None else pools
     return Exposition(
         some_traffic() if metrics is None else metrics,
-        {"my-pool": a_pool()} if pools is None else pools,
+        lambda: shown,
         lambda: 100.0,
         prefix_index_size=lambda: 77,
         gauges=[Gauge("epp_ledger_requests", "Requests in flight.", lambda: 3)],

@@ -11,6 +11,7 @@ import pytest
 
 from epp.app import Picker, run
 from epp.configuration import load_default
+from epp.pages import pages
 from epp.resources.objects import InferenceObjective, PoolRef
 from epp.settings import Settings
 from tests.unit.test_resources_directory import objective
@@ -33,14 +34,15 @@ async def test_the_product_documents_come_to_this(tmp_path: Path, caplog: pytest
         # Another document, which gives its objects the same names.
         if path.name != "gke-multi-cluster.yaml":
             shutil.copy(path, tmp_path)
-    mine = picker(resources=tmp_path, pool_name=LLAMA)
+    mine = picker(resources=tmp_path, pool_names=(LLAMA,))
     directory = mine._directory
     assert directory is not None
     directory.start()
     await directory.close()
-    assert mine.resources.rules.objectives == {"food-review": 10, "cad-fabricator": 20}
-    assert mine.resources.pool is not None
-    assert mine.resources.pool.target_ports == (8000,)
+    assert mine.resources.of(LLAMA).rules.objectives == {"food-review": 10, "cad-fabricator": 20}
+    pool = mine.resources.of(LLAMA).pool
+    assert pool is not None
+    assert pool.target_ports == (8000,)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "gke-objectives.yaml:3: InferenceObjective default/food-review: there is no InferenceObjective in" in warning
     assert "resources: 8 objects, 1 without effect; 2 objectives, 0 models, rewrites of 4 models" in caplog.text
@@ -48,7 +50,7 @@ async def test_the_product_documents_come_to_this(tmp_path: Path, caplog: pytest
 
 async def test_each_notice_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.yaml").write_text(objective("gold").replace("name: pool", "name: pol"))
-    mine = picker(resources=tmp_path, pool_name="pool")
+    mine = picker(resources=tmp_path, pool_names=("pool",))
     directory = mine._directory
     assert directory is not None
     directory.start()
@@ -58,7 +60,7 @@ async def test_each_notice_is_said_once(tmp_path: Path, caplog: pytest.LogCaptur
     before = len(caplog.records)
     mine._resources_changed([InferenceObjective(key=one.key, origin=one.origin, pool_ref=PoolRef("pol"))])
     assert [record for record in caplog.records[before:] if record.levelno >= logging.WARNING] == []
-    status, content, body = mine._resources_page()
+    status, content, body = pages(mine.pools, mine.resources, None)["/debug/resources"]()
     assert (status, content) == (200, "application/json")
     assert msgspec.json.decode(body)[0]["key"]["name"] == "gold"
 

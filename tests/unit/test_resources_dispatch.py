@@ -16,7 +16,7 @@ from epp.pressure import Step
 from epp.resources.objects import Resource, Rule, Target
 from epp.resources.store import Source, Store
 from tests.unit.test_dispatcher import NOW_S, Desk, chat
-from tests.unit.test_resources_store import model, objective, rewrite
+from tests.unit.test_resources_store import HERE_ONLY, model, objective, rewrite
 
 SERVED = "x-gateway-model-name-rewrite"
 CROWDED = """
@@ -36,7 +36,7 @@ class RuledDesk(Desk):
 
     def __init__(self, *objects: Resource, seed: int = 1, config: str = "") -> None:
         super().__init__(2, seed=seed, config=config)
-        self.store = Store("pool", "default")
+        self.store = Store(HERE_ONLY, "default")
         self.store.replace(Source.DIRECTORY, objects)
         self.dispatcher = Dispatcher(
             endpoints=self.endpoints,
@@ -51,7 +51,7 @@ class RuledDesk(Desk):
             faults=lambda kind, error: self.faults.append((kind, error)),
             decisions=DecisionLog(),
             pressure=self.pressure,
-            resources=self.store,
+            resources=self.store.of("pool"),
         )
 
     def ask(self, asked: str = "base", **headers: str) -> tuple[str, str, int]:

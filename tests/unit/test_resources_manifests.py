@@ -26,6 +26,7 @@ from epp.resources.objects import (
     Target,
 )
 from epp.resources.reading import PRIORITY_OF_CRITICALITY, Refused, read_object
+from epp.resources.rules import Selection
 from epp.resources.store import Source, Store
 
 MANIFESTS = Path(__file__).parents[1] / "data" / "manifests"
@@ -93,7 +94,9 @@ class TestProductDocuments:
         assert one.picker == Picker(f"{one.key.name}-epp", 9002, pool == "gke-pool-v1.yaml")
 
     def test_a_pool_that_no_objective_names_is_told_of(self) -> None:
-        change = Store(LLAMA, "default").replace(Source.DIRECTORY, product("gke-multi-cluster.yaml").objects)
+        change = Store(Selection((LLAMA,)), "default").replace(
+            Source.DIRECTORY, product("gke-multi-cluster.yaml").objects
+        )
         (notice,) = change.notices
         assert notice.startswith("gke-multi-cluster.yaml:19: InferenceObjective default/food-review: ")
         assert "poolRef names llama3-8b-instruct" in notice

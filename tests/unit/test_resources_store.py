@@ -30,10 +30,11 @@ from epp.resources.objects import (
     Rule,
     Target,
 )
-from epp.resources.rules import NAMES_SHOWN, NO_RULES, Rules, draw_among
+from epp.resources.rules import NAMES_SHOWN, NO_RULES, Rules, Selection, draw_among
 from epp.resources.store import Source, Store
 
 HERE = PoolRef("pool")
+HERE_ONLY = Selection(("pool",))
 
 
 def key(kind: str, name: str, group: str = LLM_D, namespace: str = "default") -> Key:
@@ -63,13 +64,13 @@ def pool(name: str, group: str = NETWORKING) -> InferencePool:
 
 
 def store_of(*objects: Resource) -> Store:
-    store = Store("pool", "default")
+    store = Store(HERE_ONLY, "default")
     store.replace(Source.DIRECTORY, objects)
     return store
 
 
 def rules_of(*objects: Resource) -> Rules:
-    return store_of(*objects).rules
+    return store_of(*objects).of("pool").rules
 
 
 def reason_of(store: Store, one: Resource) -> str:
@@ -98,10 +99,10 @@ class TestPriorities:
     def test_the_newer_group_wins(self) -> None:
         old, new = objective("gold", 1, group=EXPERIMENTAL), objective("gold", 2, group=LLM_D)
         store = store_of(old, new)
-        assert store.rules.priority("gold", "") == 2
+        assert store.of("pool").rules.priority("gold", "") == 2
         assert reason_of(store, old) == "there is one of the same name in llm-d.ai"
         store.delete(Source.DIRECTORY, new.key)
-        assert store.rules.priority("gold", "") == 1
+        assert store.of("pool").rules.priority("gold", "") == 1
 
 
 class TestWhichPool:
@@ -119,37 +120,37 @@ class TestWhichPool:
         ],
     )
     def test_what_names_no_pool_has_no_effect_and_is_told_once(self, ref: PoolRef, said: str) -> None:
-        store = Store("pool", "default")
+        store = Store(HERE_ONLY, "default")
         one = objective("gold", 10, ref, origin="a.yaml:3")
         (notice,) = store.apply(Source.DIRECTORY, one).notices
         assert notice.startswith(f"a.yaml:3: InferenceObjective default/gold: {said}")
         assert notice.endswith("it has no effect")
-        assert store.rules == NO_RULES
+        assert store.of("pool").rules == NO_RULES
         assert store.apply(Source.DIRECTORY, one).notices == ()
         store.delete(Source.DIRECTORY, one.key)
         assert store.apply(Source.DIRECTORY, one).notices == (notice,)
 
     def test_what_is_for_another_known_pool_is_quiet(self) -> None:
         other = objective("gold", 10, PoolRef("poll"))
-        store = Store("pool", "default")
+        store = Store(HERE_ONLY, "default")
         assert store.replace(Source.DIRECTORY, [pool("poll"), other]).notices == ()
-        assert store.rules == NO_RULES
+        assert store.of("pool").rules == NO_RULES
         assert reason_of(store, other) == "it is for the pool poll, and this picker serves pool (--pool-name)"
 
     def test_another_namespace_is_told_of(self) -> None:
-        store = Store("pool", "default")
+        store = Store(HERE_ONLY, "default")
         (notice,) = store.apply(Source.DIRECTORY, objective("gold", 10, namespace="ai")).notices
         assert "another namespace than the pool, which is in default (--pool-namespace)" in notice
-        assert store.rules == NO_RULES
+        assert store.of("pool").rules == NO_RULES
 
     def test_the_pool_itself_is_known_by_name_and_newest_group(self) -> None:
         new, old = pool("pool"), pool("pool", EXPERIMENTAL)
         store = store_of(old, new, pool("other"))
-        assert store.pool == new
+        assert store.of("pool").pool == new
         store.delete(Source.DIRECTORY, new.key)
-        assert store.pool == old
+        assert store.of("pool").pool == old
         store.replace(Source.DIRECTORY, ())
-        assert store.pool is None
+        assert store.of("pool").pool is None
 
 
 class TestRewrites:
@@ -231,10 +232,10 @@ class TestModels:
     def test_the_oldest_of_a_name_wins(self) -> None:
         young = model("a", asked="m", priority=1, created_s=2.0, origin="y.yaml:1")
         old = model("b", asked="m", priority=-1, created_s=1.0)
-        store = Store("pool", "default")
+        store = Store(HERE_ONLY, "default")
         (notice,) = store.replace(Source.DIRECTORY, [young, old]).notices
         assert "the model m is already that of b" in notice
-        assert store.rules.priority(None, "m") == -1
+        assert store.of("pool").rules.priority(None, "m") == -1
 
     def test_of_the_same_age_the_first_name_wins(self) -> None:
         assert rules_of(model("b", asked="m", priority=1), model("a", asked="m", priority=-1)).priority(None, "m") == -1
@@ -262,18 +263,18 @@ class TestModels:
 
 class TestSources:
     def test_each_has_its_own_and_the_directory_goes_first(self) -> None:
-        store = Store("pool", "default")
+        store = Store(HERE_ONLY, "default")
         store.apply(Source.KUBERNETES, objective("gold", 1))
         store.apply(Source.KUBERNETES, objective("silver", 3))
         store.replace(Source.DIRECTORY, [objective("gold", 2)])
-        assert store.rules.objectives == {"gold": 2, "silver": 3}
+        assert store.of("pool").rules.objectives == {"gold": 2, "silver": 3}
         store.replace(Source.DIRECTORY, [])
-        assert store.rules.objectives == {"gold": 1, "silver": 3}
+        assert store.of("pool").rules.objectives == {"gold": 1, "silver": 3}
         store.delete(Source.KUBERNETES, key(OBJECTIVE, "gold"))
-        assert store.rules.objectives == {"silver": 3}
+        assert store.of("pool").rules.objectives == {"silver": 3}
 
     def test_a_change_tells_whether_anything_is_different(self) -> None:
-        store = Store("pool", "default")
+        store = Store(HERE_ONLY, "default")
         assert store.apply(Source.KUBERNETES, objective("gold", 1)).changed
         assert not store.apply(Source.KUBERNETES, objective("gold", 1)).changed
         assert not store.apply(Source.KUBERNETES, objective("x", 1, PoolRef("elsewhere"))).changed
@@ -282,7 +283,7 @@ class TestSources:
 
     def test_whoever_took_the_rules_keeps_them(self) -> None:
         store = store_of(objective("gold", 1))
-        taken = store.rules
+        taken = store.of("pool").rules
         store.replace(Source.DIRECTORY, [])
         assert taken.priority("gold", "") == 1
 
@@ -317,19 +318,19 @@ class TestAnyOrder:
         """Applies and deletes in any order, with detours, lead where one replacement leads."""
         wanted = data.draw(st.lists(st.tuples(st.sampled_from(Source), OBJECTS), max_size=8))
         final = {(source, one.key): one for source, one in wanted}
-        stepwise = Store("pool", "default")
+        stepwise = Store(HERE_ONLY, "default")
         for source, one in data.draw(st.lists(st.tuples(st.sampled_from(Source), OBJECTS), max_size=5)):
             stepwise.apply(source, one)
             if (source, one.key) not in final:
                 stepwise.delete(source, one.key)
         for (source, _), one in data.draw(st.permutations(sorted(final.items(), key=lambda item: item[0]))):
             stepwise.apply(source, one)
-        at_once = Store("pool", "default")
+        at_once = Store(HERE_ONLY, "default")
         for source in data.draw(st.permutations(list(Source))):
             at_once.replace(source, [one for (where, _), one in final.items() if where is source])
-        assert stepwise.rules == at_once.rules
+        assert stepwise.of("pool").rules == at_once.of("pool").rules
         assert stepwise.standings == at_once.standings
-        assert stepwise.pool == at_once.pool
+        assert stepwise.of("pool").pool == at_once.of("pool").pool
 
     @given(st.lists(OBJECTS, max_size=8, unique_by=lambda one: one.key))
     def test_every_object_stands_somewhere(self, objects: list[Resource]) -> None:
@@ -338,4 +339,4 @@ class TestAnyOrder:
         known = {standing.key: standing.reason for standing in store.standings}
         for one in objects:
             if isinstance(one, InferenceObjective) and not known[one.key]:
-                assert store.rules.objectives[one.key.name] == one.priority
+                assert store.of("pool").rules.objectives[one.key.name] == one.priority

@@ -25,6 +25,7 @@ class Wire:
     """The `Stream` of a call: what was sent, and how it was closed."""
 
     def __init__(self) -> None:
+        self.metadata: dict[bytes, bytes] = {}
         self.sent: list[pb.ProcessingResponse] = []
         self.closed: list[tuple[int, str]] = []
 
