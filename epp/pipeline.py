@@ -256,7 +256,9 @@ class Pipeline:
         """
         profile = self._only or self._choose(request, candidates.now_s)
         population = candidates.population
-        candidates, stages = self._filter(profile, request, candidates)
+        stages: tuple[tuple[str, IntArray], ...] = ()
+        if profile.filters:
+            candidates, stages = self._filter(profile, request, candidates)
         raw = self._score(profile, request, candidates)
         shares = np.fmax(raw, _ZERO)
         np.fmin(shares, _ONE, out=shares)
@@ -264,15 +266,21 @@ class Pipeline:
         # Row by row, not as a matrix product: BLAS may round equal columns differently, and ties would no longer be ties.
         totals: FloatArray = np.add.reduce(shares, axis=0)
         chosen = self._take(profile, request, candidates, totals)
-        endpoints = tuple([candidates[index] for index in chosen])
+        slots = candidates.slots
+        if len(chosen) == 1:
+            # The usual case without two comprehensions, which cost as much as calls do.
+            chosen_slots: tuple[int, ...] = (slots.item(chosen[0]),)
+            endpoints: tuple[Endpoint, ...] = (candidates[chosen[0]],)
+        else:
+            chosen_slots = tuple([slots.item(index) for index in chosen])
+            endpoints = tuple([candidates[index] for index in chosen])
         for name, plugin in self._on_pick:
             try:
                 plugin.picked(request, endpoints[0])
             except Exception as error:
                 self._faults.plugin_failed(name, error, candidates.now_s)
-        slots = candidates.slots
         return Pick(
-            tuple([slots.item(index) for index in chosen]),
+            chosen_slots,
             endpoints,
             profile.name,
             slots,

@@ -17,5 +17,9 @@ class LoraAffinityScorer:
     def score(self, request: Request, candidates: Candidates) -> FloatArray:
         state = candidates.adapter(request.target_model)
         if state is None:
-            return _NOBODY.take(candidates.adapter_room)
+            return candidates.by_reports(_by_room)
         return np.where(candidates.adapter_room, _ROOM.take(state), _FULL.take(state))
+
+
+def _by_room(candidates: Candidates) -> FloatArray:
+    return _NOBODY.take(candidates.adapter_room)

@@ -17,9 +17,8 @@ class MaxScorePicker:
         self._generator = np.random.default_rng(rng.getrandbits(64))
 
     def pick(self, request: Request, candidates: Candidates, scores: FloatArray) -> IntArray:
-        return self._one(scores) if self._count == 1 else self._ranked(scores)
-
-    def _one(self, scores: FloatArray) -> IntArray:
+        if self._count > 1:
+            return self._ranked(scores)
         best: IntArray = (scores == scores.item(scores.argmax())).nonzero()[0]
         if len(best) == 1:
             return best

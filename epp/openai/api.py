@@ -25,6 +25,9 @@ class Kind(enum.Enum):
     CONVERSATIONS = "conversations"
     OPAQUE = "opaque"
 
+    # Members are keys on the request path: by identity it is a C call, by name, as enums have it, a Python function.
+    __hash__ = object.__hash__
+
 
 SUFFIXES: dict[str, Kind] = {
     "chat/completions": Kind.CHAT,
@@ -55,7 +58,7 @@ COMPUTES_NOTHING = frozenset({Kind.COUNT_TOKENS, Kind.TOKENIZE, Kind.RENDER, Kin
 """Kinds that a server answers without its accelerator: they carry text, but no prompt that costs or fills a cache."""
 
 _END_CHARS = 200
-"""How much of a path is looked at, and remembered with its kind."""
+"""How much of a path is looked at, without its query. A path no longer than that is remembered with its kind."""
 
 PATH_HEADERS = (":path", "x-original-path", "x-forwarded-path")
 
@@ -68,12 +71,12 @@ def kind_of(headers: Mapping[str, str]) -> Kind | None:
     for name in PATH_HEADERS:
         path = headers.get(name)
         if path:
-            return _by_path(path.partition("?")[0][-_END_CHARS:])
+            return _remembered(path) if len(path) <= _END_CHARS else _by_path(path)
     return None
 
 
-@lru_cache(maxsize=1024)
 def _by_path(path: str) -> Kind:
+    path = path.partition("?")[0][-_END_CHARS:]
     segments = [segment for segment in path.split("/") if segment]
     # OpenAI's Assistants API ends in "messages" as well, without a model: /v1/threads/{id}/messages.
     if "threads" in segments:
@@ -83,3 +86,6 @@ def _by_path(path: str) -> Kind:
         if kind is not None:
             return kind
     return Kind.OPAQUE
+
+
+_remembered = lru_cache(maxsize=1024)(_by_path)

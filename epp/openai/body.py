@@ -166,17 +166,25 @@ def parse(headers: Mapping[str, str], body: bytes, *, truncated: bool = False) -
 
 def _is_unreadable(headers: Mapping[str, str]) -> bool:
     """Whether the body is not JSON text as it stands: no body by its method, compressed, or multipart."""
+    if headers.get(":method", "POST") != "POST":
+        return True
+    encoding = headers.get("content-encoding")
+    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+        return True
+    content_type = headers.get("content-type")
     return (
-        headers.get(":method", "POST") != "POST"
-        or headers.get("content-encoding", "identity").strip().lower() not in ("", "identity")
-        or headers.get("content-type", "").lower().startswith("multipart/")
+        content_type is not None
+        and content_type != "application/json"
+        and content_type.lower().startswith("multipart/")
     )
 
 
 def _read(kind: Kind, body: bytes) -> Parsed:
     try:
         fields, prompts, max_tokens = (
-            _as_text(body) if READERS[kind] is not _free and _is_crowded(body) else READERS[kind](body)
+            READERS[kind](body)
+            if len(body) <= ALWAYS_READ_BYTES or READERS[kind] is _free or not _is_crowded(body)
+            else _as_text(body)
         )
     except msgspec.ValidationError:
         # A prompt in a form that no server knows: still routed by its model.
@@ -194,8 +202,6 @@ def _read(kind: Kind, body: bytes) -> Parsed:
 
 def _is_crowded(body: bytes) -> bool:
     """Whether there is more in it than `MAX_VALUES`, also by what stands within strings."""
-    if len(body) <= ALWAYS_READ_BYTES:
-        return False
     return body.count(b"{") + body.count(b"[") > MAX_VALUES or body.count(b'"') > 4 * MAX_VALUES
 
 

@@ -254,7 +254,9 @@ def _joined(pieces: list[bytes]) -> bytes:
 
 
 def _has_escape(text: bytes) -> bool:
-    """Whether `\\u` occurs. For 400 KB `in` would take 450 µs, the expression 240, numpy takes 50."""
+    """Whether `\\u` occurs. Where there is a backslash, for 400 KB `in` would take 450 µs, the expression 240, numpy takes 50."""
+    if b"\\" not in text:
+        return False
     if len(text) < _VECTOR_BYTES:
         return _find_escape(text) is not None
     even = np.frombuffer(text, "<u2", len(text) // 2)

@@ -116,6 +116,8 @@ def _merged(last: Usage, earlier: Usage) -> Usage:
 def _first(counts: Mapping[str, object], *names: str) -> int | None:
     for name in names:
         value = counts.get(name)
+        if value is None:
+            continue
         count = value if type(value) is int and value >= 0 else _count(value)
         if count is not None:
             return count
