@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from bench.policies import Asked, View
+from bench.policies.choosing import least
 
 
 class RoundRobin:
@@ -26,11 +27,28 @@ class LeastRequest:
         self._in_flight: Counter[int] = Counter()
 
     def pick(self, request: Asked, view: View) -> int:
-        fewest = min(self._in_flight[server] for server in view.servers)
-        return view.rng.choice([server for server in view.servers if self._in_flight[server] == fewest])
+        return least(view.servers, self._in_flight.__getitem__, view.rng)
 
     def routed(self, request: Asked, server: int, now_s: float) -> None:
         self._in_flight[server] += 1
 
     def finished(self, request: Asked, server: int, output_tokens: int, now_s: float) -> None:
         self._in_flight[server] -= 1
+
+
+class Random:
+    """Any server, with equal chances. Envoy's RANDOM."""
+
+    def pick(self, request: Asked, view: View) -> int:
+        return view.rng.choice(view.servers)
+
+
+class PowerOfTwo(LeastRequest):
+    """The one with fewer requests in flight of two different servers drawn by chance, the first drawn where they are equal.
+
+    Envoy's LEAST_REQUEST with its default `choice_count: 2`, SGLang's `power_of_two`, Ray Serve's default.
+    """
+
+    def pick(self, request: Asked, view: View) -> int:
+        drawn = view.rng.sample(view.servers, min(2, len(view.servers)))
+        return min(drawn, key=self._in_flight.__getitem__)
