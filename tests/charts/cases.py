@@ -91,4 +91,14 @@ OURS = {
     "standalone-everything": Case("epp-standalone", "pool", f"-f {_CUSTOM}/standalone.yaml"),
 }
 
-CASES = {**DOCUMENTED, **OURS}
+GATEWAYS = {
+    f"gateway-{name}": Case(
+        "epp",
+        "my-model",
+        f"-f deploy/gateways/{name}/values.yaml --set router.modelServers.matchLabels.app=my-model",
+    )
+    for name in ("agentgateway", "envoy-gateway", "gke", "istio", "kgateway", "nginx-gateway-fabric")
+}
+"""What `deploy/gateways` says to install."""
+
+CASES = {**DOCUMENTED, **OURS, **GATEWAYS}

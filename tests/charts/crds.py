@@ -87,6 +87,12 @@ ROUTE = a(
         )
     ),
 )
+GATEWAY = a(
+    "gatewayClassName",
+    "listeners",
+    gatewayClassName=STRING,
+    listeners=some(a("name", "port", "protocol", name=STRING, port=PORT, protocol=STRING, hostname=STRING), 1),
+)
 BACKEND_POLICY = a(
     "targetRef",
     targetRef=TARGET,
@@ -180,6 +186,7 @@ KINDS: tuple[tuple[str, str, str, dict[str, Schema]], ...] = (
     ("inference.networking.x-k8s.io", "InferencePool", "inferencepools", {"v1alpha2": POOL_V1ALPHA2}),
     ("inference.networking.x-k8s.io", "InferenceObjective", "inferenceobjectives", {"v1alpha2": OBJECTIVE}),
     ("gateway.networking.k8s.io", "HTTPRoute", "httproutes", {"v1": ROUTE}),
+    ("gateway.networking.k8s.io", "Gateway", "gateways", {"v1": GATEWAY}),
     ("networking.gke.io", "GCPBackendPolicy", "gcpbackendpolicies", {"v1": BACKEND_POLICY}),
     ("networking.gke.io", "HealthCheckPolicy", "healthcheckpolicies", {"v1": HEALTH_CHECK_POLICY}),
     ("monitoring.googleapis.com", "PodMonitoring", "podmonitorings", {"v1": POD_MONITORING}),

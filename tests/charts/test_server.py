@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.charts.cases import CASES
 from tests.charts.crds import definitions
-from tests.charts.render import Made
+from tests.charts.render import ROOT, Made, objects, run
 from tests.cluster import Cluster, Object, Refusal
 
 
@@ -42,9 +43,42 @@ def test_every_object_is_taken(taking: Cluster, made: Callable[[str], Made], nam
     taking.apply(*made(name), dry_run=True)
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("deploy/gateways/*/gateway.yaml")), ids=lambda path: path.parent.name)
+def test_every_gateway_is_taken(taking: Cluster, path: Path) -> None:
+    known = [each for each in objects(path.read_text()) if "envoyproxy" not in each["apiVersion"]]
+    known = [each for each in known if each["kind"] != "GatewayClass"]
+    assert {"Gateway"} <= {each["kind"] for each in known}
+    taking.apply(*known, dry_run=True)
+
+
 def test_a_field_that_is_not_one_would_be_refused(taking: Cluster, made: Callable[[str], Made]) -> None:
     """The dry run sees what it is there for, in kinds of the server's own and in custom ones."""
     for found in made("gke-deploy"):
         broken = {**found, "spec": {**found.get("spec", {}), "typo": 1}} if "spec" in found else {**found, "typo": 1}
         with pytest.raises(Refusal, match="typo"):
             taking.apply(broken, dry_run=True)
+
+
+@pytest.fixture
+def namespace(taking: Cluster) -> str:
+    return taking.namespace("charts")
+
+
+@pytest.mark.parametrize("chart", ["epp", "epp-standalone"])
+def test_one_command_installs_says_what_to_try_and_another_takes_all_away(
+    taking: Cluster, namespace: str, helm: Path, tmp_path: Path, chart: str
+) -> None:
+    config = taking.kubeconfig(tmp_path / "kubeconfig", namespace=namespace)
+    own = [f"--kubeconfig={config}", f"--namespace={namespace}"]
+    said = run(helm, "install", "model", f"deploy/helm/{chart}", "--set=router.modelServers.matchLabels.app=vllm", *own)
+    notes = said.partition("NOTES:")[2]
+    assert "get pods -l app=vllm" in notes and "rollout status deployment/model-epp" in notes
+    assert ("port-forward service/model-epp 8081" in notes) == (chart == "epp-standalone")
+    deployment = f"/apis/apps/v1/namespaces/{namespace}/deployments/model-epp"
+    before = taking.request("GET", deployment)["spec"]["template"]
+    run(helm, "upgrade", "model", f"deploy/helm/{chart}", "--reuse-values", "--set=router.epp.flags.v=4", *own)
+    after = taking.request("GET", deployment)["spec"]["template"]
+    assert before != after
+    run(helm, "uninstall", "model", *own)
+    with pytest.raises(Refusal, match="not found"):
+        taking.request("GET", deployment)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import yaml
 
-from tests.charts.cases import CASES, DOCUMENTED
-from tests.charts.render import Made, one, picker
+from tests.charts.cases import CASES, DOCUMENTED, GATEWAYS
+from tests.charts.render import ROOT, Made, one, picker
 
 
 @pytest.mark.parametrize("name", [name for name, case in DOCUMENTED.items() if case.chart == "epp"])
@@ -119,3 +119,16 @@ def test_network_policies_let_in_who_is_named(made: Callable[[str], Made]) -> No
     only_envoy = one(standalone, "NetworkPolicy", "pool-epp")["spec"]["ingress"][0]
     assert only_envoy["ports"][0]["port"] == 9002
     assert only_envoy["from"] == [{"podSelector": {"matchLabels": {"epp-proxy": "pool-epp"}}}]
+
+
+def test_every_gateway_has_its_values_and_no_others(made: Callable[[str], Made]) -> None:
+    directories = {path.parent.name for path in ROOT.glob("deploy/gateways/*/values.yaml")}
+    assert {f"gateway-{name}" for name in directories} == set(GATEWAYS)
+    table = (ROOT / "deploy" / "gateways" / "README.md").read_text()
+    for name in directories:
+        assert f"({name})" in table
+        assert (ROOT / "deploy" / "gateways" / name / "gateway.yaml").exists()
+        # Gateways that take one endpoint only are given one.
+        config = one(made(f"gateway-{name}"), "ConfigMap")["data"]
+        used = config["ranked.yaml" if name == "envoy-gateway" else "default-plugins.yaml"]
+        assert ("maxNumOfEndpoints" in used) == (name == "envoy-gateway")
