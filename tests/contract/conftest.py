@@ -18,7 +18,7 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     name = item.path.name
-    if name.startswith(("test_transport", "test_health", "test_metrics")):
+    if name.startswith(("test_transport", "test_health", "test_metrics", "test_kubernetes")):
         return LOOPS
     # The plugin refuses None: every test file needs a loop.
     loop = "uvloop" if name == "test_h2spec.py" else "asyncio"
