@@ -77,6 +77,7 @@ class Picker:
         self._watch = LoopWatch(self.pressure, time.monotonic, settings.hang_timeout_s)
         self.quota = quota_of(configuration, random.Random(settings.seed), self.metrics)
         self._open = self._opener()
+        self.resources = Store(settings.selection, settings.pool_namespace)
         self._shared = Shared(
             settings=settings,
             configuration=configuration,
@@ -88,9 +89,10 @@ class Picker:
             decisions=DecisionLog(),
             quota=self.quota,
             scraping=what_to_scrape(settings, configuration),
+            resources=self.resources,
+            announces=settings.body_based_routing,
             session=self._open,
         )
-        self.resources = Store(settings.selection, settings.pool_namespace)
         self._directory: Directory | None = None
         if settings.resources is not None:
             self._directory = Directory(settings.resources, settings.pool_namespace, self._resources_changed)
@@ -201,7 +203,7 @@ class Picker:
             pool = self.pools.first
             assert pool is not None
             return pool.session
-        front = self._open(Front(self.pools, lambda model: None, self.metrics))
+        front = self._open(Front(self.pools, self.resources, self.metrics, random.Random(self._settings.seed)))
 
         def opened(stream: Stream) -> Session:
             pool = self.pools.called(stream.metadata)

@@ -230,6 +230,15 @@ FLAGS = (
         shown="full-duplex",
     ),
     Flag(
+        "body-based-routing",
+        "Serving",
+        "body_based_routing",
+        BOOL,
+        "Do the job of a body-based router in the same call: set X-Gateway-Model-Name, X-Gateway-Base-Model-Name and "
+        "x-gateway-inference-pool, by which Envoy's routes find the pool's cluster.",
+        shown="false",
+    ),
+    Flag(
         "look-share",
         "Serving",
         "look_share",

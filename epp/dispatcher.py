@@ -61,6 +61,8 @@ NOBODY = ("", "", 0, "default-flow")
 Choice = tuple[Pick, float, Candidates]
 """The pick, the share of the prompt that its first endpoint is believed to have cached, [0, 1], and whom it was made among."""
 
+Announce = Callable[[str], tuple[tuple[str, str], ...]]
+
 _SUBSETS_REMEMBERED = 256
 # Reading a member off its enum costs 0.17 µs each time in Python 3.11, a module's name 0.02.
 _RANDOM = Step.RANDOM
@@ -206,7 +208,7 @@ class Dispatcher:
     usage. `pressure` says what picks leave out for the loop's sake; without it, nothing. `resources` says which priority a request
     has and which model serves it; without it, 0 and the one it asks for. `quota` says who may use how much; without it, everybody
     anything. `queue` lets requests wait while the pool is full; without it, those below priority 0 are refused then and all others
-    go on. `recording` takes down every decision and its outcome for the decision log. Its draws have a generator of their own,
+    go on. `announce` gives the headers that tell routes of a request, by the model it asks for. `recording` takes down every decision and its outcome for the decision log. Its draws have a generator of their own,
     seeded from `rng`: the nth request draws the same whatever else is left to chance.
     """
 
@@ -229,7 +231,9 @@ class Dispatcher:
         quota: Quota | None = None,
         queue: Queue | None = None,
         recording: Recording | None = None,
+        announce: Announce | None = None,
     ) -> None:
+        self._announce = announce
         self._recording = recording
         self._queue = queue
         self._evicts = queue is not None and queue.evictions is not None
@@ -522,9 +526,10 @@ class Dispatcher:
         destination = ",".join([endpoint.destination for endpoint in pick.endpoints])
         rewritten = request.target_model != request.model
         try:
+            headers = () if "x-request-id" in arrival.headers else (("x-request-id", request.request_id),)
             return Steer(
                 destination=destination,
-                set_headers=() if "x-request-id" in arrival.headers else (("x-request-id", request.request_id),),
+                set_headers=headers if self._announce is None else (*self._announce(request.model), *headers),
                 remove_headers=tuple([name for name in CONTROL_HEADERS if name in arrival.headers]),
                 body=rewrite_model(arrival.body, request.target_model, truncated=arrival.truncated)
                 if rewritten

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from epp.dispatcher import NOBODY, Account, Dispatcher, Place
 from epp.drops import OUTCOMES, Drop, Reason
-from epp.endpoint import Endpoints
 from epp.extproc.events import Arrival, Finished, Started, Steer
 from epp.observe.metrics import Metrics
 from epp.openai.body import OPAQUE, Parsed, parse
+from epp.resources.routing import Routing
 
 
 class Pool(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def endpoints(self) -> Endpoints: ...
-    @property
     def dispatcher(self) -> Dispatcher: ...
 
 
 class Pools(Protocol):
-    """The pools, in order of precedence."""
+    """The pools that are served. `first` is the one that is meant where nothing else tells."""
 
-    def named(self, name: str) -> Pool | None: ...
     @property
     def first(self) -> Pool | None: ...
+    def named(self, name: str) -> Pool | None: ...
     def holding(self, adapter: str) -> Pool | None: ...
+
+
+class Resources(Protocol):
+    @property
+    def routing(self) -> Routing: ...
 
 
 class Front:
     """Implements `epp.extproc.events.Dispatcher` over several pools.
 
-    The pool of a request is the one that the proxy's metadata names; else that of its model: by the objects in force
-    (`pool_of`, from a model to a pool's name), or the first whose servers report an adapter of that name; else the first pool.
+    The pool of a request is the one that the proxy's metadata names; else the one that the objects in force lead its model to;
+    else the first whose servers report an adapter of that name; else the first. `rng` draws where a route splits.
     """
 
-    def __init__(self, pools: Pools, pool_of: Callable[[str], str | None], metrics: Metrics) -> None:
+    def __init__(self, pools: Pools, resources: Resources, metrics: Metrics, rng: random.Random) -> None:
         self._pools = pools
-        self._pool_of = pool_of
+        self._resources = resources
         self._metrics = metrics
+        self._rng = rng
 
     def route(self, arrival: Arrival, opened_s: float, now_s: float) -> tuple[Steer, Account] | Place:
         """Raises Drop."""
@@ -49,7 +54,7 @@ class Front:
         pool, found_by = self._pools.named(arrival.pool) if arrival.pool else None, "metadata"
         if pool is None:
             parsed = _read(arrival)
-            pool, found_by = self._by_model(parsed.model if parsed is not None else "")
+            pool, found_by = self._look_for(arrival, parsed.model if parsed is not None else "")
         if pool is None:
             drop = Drop(Reason.NO_ENDPOINTS, "There is no pool of model servers.")
             self._metrics.refused(*NOBODY, OUTCOMES[drop.reason])
@@ -69,16 +74,13 @@ class Front:
     def finished(self, account: Account, notice: Finished, now_s: float) -> None:
         account.dispatcher.finished(account, notice, now_s)
 
-    def _by_model(self, model: str) -> tuple[Pool | None, str]:
-        if model:
-            name = self._pool_of(model)
-            pool = self._pools.named(name) if name is not None else None
-            if pool is not None:
-                return pool, "model"
-            pool = self._pools.holding(model)
-            if pool is not None:
-                return pool, "adapter"
-        return self._pools.first, "default"
+    def _look_for(self, arrival: Arrival, model: str) -> tuple[Pool | None, str]:
+        name = self._resources.routing.pool(arrival.headers, model, self._rng)
+        pool = self._pools.named(name) if name is not None else None
+        if pool is not None:
+            return pool, "route"
+        pool = self._pools.holding(model) if model else None
+        return (pool, "adapter") if pool is not None else (self._pools.first, "default")
 
 
 def _read(arrival: Arrival) -> Parsed | None:

@@ -17,7 +17,7 @@ from epp.configuration import Configuration, build
 from epp.decisions.file import DEFAULT_MAX_BYTES, DecisionFile
 from epp.decisions.recording import Recording
 from epp.discovery.eds import EdsFile
-from epp.dispatcher import Account, Dispatcher, Place, Queue
+from epp.dispatcher import Account, Announce, Dispatcher, Place, Queue
 from epp.endpoint import Endpoint, Endpoints
 from epp.extproc.events import Dispatcher as ExtProcDispatcher
 from epp.extproc.transport import OpenSession
@@ -34,7 +34,8 @@ from epp.prefix.index import PrefixIndex
 from epp.pressure import Pressure
 from epp.quota.quota import Quota
 from epp.reports import Reports
-from epp.resources.store import InForce
+from epp.resources.routing import POOL_HEADER, model_headers
+from epp.resources.store import InForce, Store
 from epp.settings import PLACEHOLDER, Settings
 from epp.signals.engines import EngineChoice
 from epp.signals.scraper import Scraper
@@ -50,7 +51,8 @@ ENVOY_FOLLOWS_S = 0.25
 class Shared(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """What the pools of a process have in common. `scraping` None: model servers are not scraped.
 
-    `session` makes of a dispatcher what answers ext_proc calls.
+    `resources` tell base models. `announces` has requests carry the headers that routes go by. `session` makes of a dispatcher
+    what answers ext_proc calls.
     """
 
     settings: Settings
@@ -62,7 +64,9 @@ class Shared(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     estimator: TokenEstimator
     decisions: DecisionLog
     quota: Quota | None
+    resources: Store
     scraping: tuple[MetricsSource, EngineChoice] | None
+    announces: bool
     session: Callable[[ExtProcDispatcher[Account]], OpenSession]
 
 
@@ -104,6 +108,7 @@ class Pool:
             quota=shared.quota,
             queue=self._queue(shared),
             recording=recording,
+            announce=_announce(name, shared.resources) if shared.announces else None,
         )
         self.session = shared.session(self.dispatcher)
         self._reports = Reports(
@@ -197,6 +202,11 @@ class Pool:
 
     def _pump(self, now_s: float) -> bool:
         return self.dispatcher.pump(now_s)
+
+
+def _announce(name: str, resources: Store) -> Announce:
+    here = ((POOL_HEADER, name),)
+    return lambda model: here + model_headers(model, resources.routing.base(model))
 
 
 def _eds_file(settings: Settings, name: str) -> EdsFile | None:

@@ -56,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """On each gRPC port; None is the transport's own limit."""
     default_body_mode: Literal["full-duplex", "streamed", "buffered", "lean"] = "full-duplex"
     look_share: Share = 0.01
+    body_based_routing: bool = False
+    """Requests carry the headers by which routes find a pool."""
     seed: int | None = None
     max_loop_lag_s: Seconds = 0.05
     """0 is any. 25 times the latency that may be added at the ninety-ninth percentile, a fortieth of Envoy's patience."""

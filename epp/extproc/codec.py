@@ -412,13 +412,17 @@ def _steered(tag: int, steer: Steer, new_body: bytes) -> bytes:
 @lru_cache(maxsize=4096)
 def _only_steered(tag: int, destination: str) -> bytes:
     """Nothing but where to: the same for all requests that an endpoint gets."""
+    if not destination:
+        return _part(tag, b"")
     header, metadata = _destination(destination)
     return _part(tag, _field(0x12, header) + _CLEAR_ROUTE_CACHE) + metadata
 
 
 @lru_cache(maxsize=4096)
 def _destination(destination: str) -> tuple[bytes, bytes]:
-    """The same value twice: as a header to set, and as dynamic metadata."""
+    """The same value twice: as a header to set, and as dynamic metadata. Neither where there is none."""
+    if not destination:
+        return b"", b""
     return _set_header(DESTINATION, destination), _metadata_with_scores(destination, ())
 
 

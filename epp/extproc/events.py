@@ -173,7 +173,7 @@ TAIL_BYTES = 16 * 1024
 
 
 class Steer(msgspec.Struct, frozen=True):
-    """Where the request goes. `destination` is `ip:port` or a comma list, best first.
+    """Where the request goes. `destination` is `ip:port` or a comma list, best first; "" leaves it to the proxy's routes.
 
     `body` replaces the request's body (None: unchanged). `turn_back` is (model as the server says it, model as the client
     asked), applied to the answer. `look` asks Envoy to show this answer's body. `scores` go into dynamic metadata. `evictable`:

@@ -10,11 +10,15 @@ import msgspec
 NETWORKING = "inference.networking.k8s.io"
 EXPERIMENTAL = "inference.networking.x-k8s.io"
 LLM_D = "llm-d.ai"
+GATEWAY = "gateway.networking.k8s.io"
+CORE = ""
 
 POOL = "InferencePool"
 OBJECTIVE = "InferenceObjective"
 MODEL = "InferenceModel"
 REWRITE = "InferenceModelRewrite"
+ROUTE = "HTTPRoute"
+CONFIG_MAP = "ConfigMap"
 
 UNTOLD_S = math.inf
 """`created_s` of an object that does not say when it was made: nothing is younger."""
@@ -106,4 +110,43 @@ class InferenceModelRewrite(Described, frozen=True, kw_only=True):
     rules: tuple[Rule, ...]
 
 
-Resource = InferencePool | InferenceObjective | InferenceModel | InferenceModelRewrite
+class Match(msgspec.Struct, frozen=True):
+    """A condition on a request: its path begins with the segments of `path` or is it, and all of `headers` (lower case) are
+    there. `method` "" is any.
+    """
+
+    path: str = "/"
+    exact: bool = False
+    method: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Share(msgspec.Struct, frozen=True):
+    """A pool that gets `weight` of the requests of a rule."""
+
+    pool: str
+    weight: int = 1
+
+
+class RouteRule(msgspec.Struct, frozen=True):
+    """Requests that fulfil one of `matches` go to one of `shares`."""
+
+    matches: tuple[Match, ...]
+    shares: tuple[Share, ...]
+
+
+class HttpRoute(Described, frozen=True, kw_only=True):
+    """Which pool a request is for. `hosts` (empty: all) may begin with `*.`."""
+
+    hosts: tuple[str, ...] = ()
+    rules: tuple[RouteRule, ...] = ()
+
+
+class BaseModel(Described, frozen=True, kw_only=True):
+    """A model that servers load, and adapters that belong to it."""
+
+    model: str
+    adapters: tuple[str, ...] = ()
+
+
+Resource = InferencePool | InferenceObjective | InferenceModel | InferenceModelRewrite | HttpRoute | BaseModel

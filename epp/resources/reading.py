@@ -14,15 +14,22 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
+from epp.resources import gateway
 from epp.resources.objects import (
+    CONFIG_MAP,
+    CORE,
     EXPERIMENTAL,
+    GATEWAY,
     LLM_D,
     MODEL,
     NETWORKING,
     OBJECTIVE,
     POOL,
     REWRITE,
+    ROUTE,
     UNTOLD_S,
+    BaseModel,
+    HttpRoute,
     InferenceModel,
     InferenceModelRewrite,
     InferenceObjective,
@@ -41,9 +48,15 @@ VERSIONS: Mapping[str, tuple[str, ...]] = {
     MODEL: (f"{EXPERIMENTAL}/v1alpha2", f"{EXPERIMENTAL}/v1alpha1"),
     REWRITE: (f"{EXPERIMENTAL}/v1alpha2", f"{LLM_D}/v1alpha2"),
 }
-"""The apiVersions that each kind is known in."""
+"""The apiVersions that each kind of ours is known in."""
 
-GROUPS = (LLM_D, NETWORKING, EXPERIMENTAL)
+ROUTING_VERSIONS: Mapping[str, tuple[str, ...]] = {
+    ROUTE: (f"{GATEWAY}/v1", f"{GATEWAY}/v1beta1"),
+    CONFIG_MAP: ("v1",),
+}
+"""The same of kinds that are others', of which we read what says which pool a request is for."""
+
+GROUPS = (LLM_D, NETWORKING, EXPERIMENTAL, GATEWAY, CORE)
 """The later an object's group stands here, the less it counts against one of the same kind and name in another group."""
 
 PRIORITY_OF_CRITICALITY: Mapping[str, int] = {"Critical": 1, "Standard": 0, "Sheddable": -1}
@@ -74,6 +87,10 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     name: Name
     namespace: Name | None = None
     creation_timestamp: datetime.datetime | None = None
+
+
+class _Labels(msgspec.Struct, frozen=True):
+    labels: dict[str, str] | None = None
 
 
 class _PoolRef(msgspec.Struct, frozen=True, rename="camel"):
@@ -170,6 +187,8 @@ def read_object(value: object, *, namespace: str, origin: str = "", strict: bool
     if not isinstance(value, dict):
         raise Refused("", "must be a mapping with apiVersion and kind")
     version, kind = _text(value, "apiVersion"), _text(value, "kind")
+    if version in ROUTING_VERSIONS.get(kind, ()):
+        return _read_routing(value, version, namespace, origin)
     if kind not in VERSIONS or version.rpartition("/")[0] not in GROUPS:
         return None
     slips: tuple[str, ...] = ()
@@ -180,13 +199,7 @@ def read_object(value: object, *, namespace: str, origin: str = "", strict: bool
         raise Refused("apiVersion", f"{kind} is not known in {version}; known: {', '.join(VERSIONS[kind])}")
     if strict:
         _refuse_unknown(value, "", ("apiVersion", "kind", "metadata", "spec", "status"))
-    metadata = _read(value, "metadata", _Metadata, strict=False)
-    described = _Described(
-        key=Key(kind, metadata.namespace or namespace, metadata.name, version.rpartition("/")[0]),
-        created_s=metadata.creation_timestamp.timestamp() if metadata.creation_timestamp else UNTOLD_S,
-        origin=origin,
-        slips=slips,
-    )
+    described = _describe(value, kind, version, namespace, origin, slips)
     if kind == POOL and version.endswith("/v1"):
         return _pool(described, _read(value, "spec", _Pool, strict))
     if kind == POOL:
@@ -196,6 +209,41 @@ def read_object(value: object, *, namespace: str, origin: str = "", strict: bool
     if kind == MODEL:
         return _model(described, _read(value, "spec", _Model, strict), zero_weights=version.endswith("/v1alpha1"))
     return _rewrite(described, _read(value, "spec", _Rewrite, strict))
+
+
+def _describe(
+    value: Mapping[str, object], kind: str, version: str, namespace: str, origin: str, slips: tuple[str, ...]
+) -> _Described:
+    metadata = _read(value, "metadata", _Metadata, strict=False)
+    return _Described(
+        key=Key(kind, metadata.namespace or namespace, metadata.name, version.rpartition("/")[0]),
+        created_s=metadata.creation_timestamp.timestamp() if metadata.creation_timestamp else UNTOLD_S,
+        origin=origin,
+        slips=slips,
+    )
+
+
+def _read_routing(
+    value: Mapping[str, object], version: str, namespace: str, origin: str
+) -> HttpRoute | BaseModel | None:
+    """None for a ConfigMap that is about something else."""
+    kind = ROUTE if version != "v1" else CONFIG_MAP
+    if kind == CONFIG_MAP and not gateway.is_managed(_read(value, "metadata", _Labels, strict=False).labels or {}):
+        return None
+    d = _describe(value, kind, version, namespace, origin, ())
+    if kind == ROUTE:
+        spec = _read(value, "spec", gateway.RouteSpec, strict=False)
+        rules, slips = gateway.rules_of(spec, d.key.namespace)
+        hosts = tuple(host.lower() for host in spec.hostnames or ())
+        return HttpRoute(key=d.key, created_s=d.created_s, origin=origin, slips=slips, hosts=hosts, rules=rules)
+    data = _read(value, "data", gateway.Data, strict=False)
+    if not data.base_model.strip():
+        raise Refused("data.baseModel", "must not be empty")
+    try:
+        adapters = gateway.adapters_of(data)
+    except ValueError as error:
+        raise Refused("data.adapters", str(error)) from None
+    return BaseModel(key=d.key, created_s=d.created_s, origin=origin, model=data.base_model.strip(), adapters=adapters)
 
 
 def identity(value: object, namespace: str) -> Key | None:

@@ -15,6 +15,8 @@ from epp.resources.objects import (
     EXPERIMENTAL,
     NETWORKING,
     POOL,
+    BaseModel,
+    HttpRoute,
     InferenceModel,
     InferenceModelRewrite,
     InferenceObjective,
@@ -25,6 +27,7 @@ from epp.resources.objects import (
     Target,
 )
 from epp.resources.reading import GROUPS
+from epp.resources.routing import Routing, bases_of, ways_of
 
 NAMES_SHOWN = 20
 """Most model names in the refusal of an unknown one."""
@@ -129,11 +132,12 @@ class Selection(msgspec.Struct, frozen=True):
 
 class Compiled(msgspec.Struct, frozen=True):
     """`rules` of each pool that is served, in the order of precedence among pools; `pools` are the objects that describe
-    them, where there is one. `standings` say what became of every object, by key.
+    them, where there is one. `routing` tells which pool a request is for. `standings` say what became of every object, by key.
     """
 
     rules: Mapping[str, Rules]
     pools: Mapping[str, InferencePool]
+    routing: Routing
     standings: tuple[Standing, ...]
 
 
@@ -200,14 +204,24 @@ class _Compiler:
     def compiled(self) -> Compiled:
         standings = sorted((self._take(one) for one in self._objects), key=lambda standing: standing.key)
         rules = {name: draft.rules() for name, draft in self._drafts.items()}
-        return Compiled(rules, self._pools, tuple(standings))
+        return Compiled(rules, self._pools, self._routing(rules), tuple(standings))
+
+    def _routing(self, rules: Mapping[str, Rules]) -> Routing:
+        here = [one for one in self._objects if not self._elsewhere(one)]
+        owners: dict[str, str] = {}
+        for name, one in rules.items():
+            for model in (*one.models, *one.exact):
+                owners.setdefault(model, name)
+        routes = (one for one in here if isinstance(one, HttpRoute))
+        bases = bases_of(one for one in here if isinstance(one, BaseModel))
+        return Routing(ways_of(routes, self._drafts), bases, owners)
 
     def _names_us(self, one: InferencePool) -> bool:
         return one.picker is not None and one.picker.name == self._selection.picker
 
     def _take(self, one: Resource) -> Standing:
         reason, notable = self._misplaced(one)
-        if not reason and not isinstance(one, InferencePool):
+        if not reason and not isinstance(one, InferencePool | HttpRoute | BaseModel):
             reason = self._drafts[one.pool_ref.name].enact(one)
             notable = bool(reason)
         return Standing(one.key, one.origin, reason, notable, one.slips)
@@ -225,7 +239,12 @@ class _Compiler:
         reason = self._elsewhere(one)
         if reason:
             return reason, True
-        return ("", False) if isinstance(one, InferencePool) else self._misdirected(one.pool_ref)
+        if isinstance(one, HttpRoute):
+            served = any(share.pool in self._drafts for rule in one.rules for share in rule.shares)
+            return (
+                ("", False) if served else (f"it sends nothing to a pool that is served here; {self._selection}", False)
+            )
+        return ("", False) if isinstance(one, InferencePool | BaseModel) else self._misdirected(one.pool_ref)
 
     def _misdirected(self, ref: PoolRef) -> tuple[str, bool]:
         if ref.kind != POOL or ref.group not in (NETWORKING, EXPERIMENTAL):

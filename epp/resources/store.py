@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from epp.resources.objects import InferencePool, Key, Resource
+from epp.resources.routing import NO_ROUTING
 from epp.resources.rules import NO_RULES, Compiled, Selection, Standing, compile_rules
 
 
@@ -42,7 +43,7 @@ class Store:
     """Objects by source and key, and what is in force for each pool that is served.
 
     What holds depends on the objects alone, not on the order in which they came. `served` are names, the first the one that
-    counts where nothing else says which pool is meant.
+    counts where nothing else says which pool is meant, and `routing` is what else there is.
     """
 
     def __init__(self, selection: Selection, namespace: str) -> None:
@@ -51,6 +52,7 @@ class Store:
         self._objects: dict[Source, dict[Key, Resource]] = {source: {} for source in Source}
         self._notices: frozenset[str] = frozenset()
         self._in_force: dict[str, InForce] = {name: InForce() for name in selection.names}
+        self.routing = NO_ROUTING
         self.standings: tuple[Standing, ...] = ()
 
     def __len__(self) -> int:
@@ -106,6 +108,7 @@ class Store:
 
     def _enact(self, compiled: Compiled) -> bool:
         """Whether anything in force is different now."""
+        self.routing = compiled.routing
         changed = list(compiled.rules) != list(self._in_force)
         self._in_force = {name: self._in_force.get(name) or InForce() for name in compiled.rules}
         for name, one in self._in_force.items():

@@ -34,7 +34,7 @@ GO_FLAGS = shlex.split("""
 """)
 
 OUR_FLAGS = shlex.split(
-    "resources picker-service decision-log decision-log-max-size max-loop-lag hang-timeout max-body-size client-ca-file client-allowed-names metrics-token-file endpoint envoy-eds-file transport host look-share default-body-mode seed log-format"
+    "resources body-based-routing picker-service decision-log decision-log-max-size max-loop-lag hang-timeout max-body-size client-ca-file client-allowed-names metrics-token-file endpoint envoy-eds-file transport host look-share default-body-mode seed log-format"
 )
 
 

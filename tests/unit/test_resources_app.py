@@ -45,7 +45,7 @@ async def test_the_product_documents_come_to_this(tmp_path: Path, caplog: pytest
     assert pool.target_ports == (8000,)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "gke-objectives.yaml:3: InferenceObjective default/food-review: there is no InferenceObjective in" in warning
-    assert "resources: 8 objects, 1 without effect; 2 objectives, 0 models, rewrites of 4 models" in caplog.text
+    assert "resources: 9 objects, 1 without effect; 2 objectives, 0 models, rewrites of 4 models" in caplog.text
 
 
 async def test_each_notice_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

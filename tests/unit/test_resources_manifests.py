@@ -87,7 +87,7 @@ class TestProductDocuments:
 
     @pytest.mark.parametrize("pool", ["gke-pool-v1.yaml", "gke-pool-v1alpha2.yaml"])
     def test_pools_of_either_group(self, pool: str) -> None:
-        (one,) = product(pool).objects
+        one = product(pool).objects[0]
         assert isinstance(one, InferencePool)
         assert one.target_ports == (8000,)
         assert one.selector == {"app": one.key.name}
