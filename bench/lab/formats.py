@@ -1,4 +1,5 @@
-"""Traces from files: Mooncake's blocks, Azure's lengths, or requests with their text, told apart by what the first line holds.
+"""Traces from files: Mooncake's blocks, Azure's lengths, requests with their text, or the picker's own decision log, told apart by what
+the first line holds.
 
 - Mooncake: JSON lines `{"timestamp": ms, "input_length": n, "output_length": n, "hash_ids": [...]}`; `block_tokens` (512),
   `model` and `tenant` may be added. Equal ids behind equal ids are equal text.
@@ -7,6 +8,7 @@
   estimated as production does before servers have told it better, four bytes each. `timestamp` is in seconds, milliseconds or microseconds,
   whichever makes sense; without it requests come one a second. The answer's length is `output_tokens`, that of `output`, or
   the request's own limit.
+- Decision log: `bench.lab.decision_log`.
 
 Lines are read as they are needed, so a trace may be longer than memory. Times begin at 0 and never go back.
 """
@@ -14,29 +16,26 @@ Lines are read as they are needed, so a trace may be longer than memory. Times b
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import lzma
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import IO, cast
 
 import msgspec
 
-from bench.lab.offered import Offered
+from bench.lab import decision_log
+from bench.lab.offered import MISSING_OUTPUT_TOKENS, Offered, TraceError
 from bench.policies import BLOCK_TOKENS
 from bench.replica.kv import TOKEN_BYTES
 from epp.drops import Drop
 from epp.openai.body import parse
 from epp.prefix.fingerprints import fingerprints, seed_of
 
-MISSING_OUTPUT_TOKENS = 256
-"""Of an answer of which nothing is known."""
-
 _AZURE_HEADER = b"TIMESTAMP,"
-
-
-class TraceError(ValueError):
-    """A trace that cannot be read. The message names file and line and says what was expected."""
 
 
 class _Line(msgspec.Struct, kw_only=True):
@@ -59,11 +58,16 @@ class _Line(msgspec.Struct, kw_only=True):
 
 
 def read_file(path: Path) -> Iterator[Offered]:
-    """The requests of a file, unpacked where it ends in .xz. Raises TraceError, also while it is read."""
+    """The requests of a file. Raises TraceError, also while it is read."""
+    yield from read(lines_of(path), str(path))
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """Unpacked where the name ends in .xz or .gz. Raises TraceError while they are read."""
     try:
-        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as lines:
-            yield from read(lines, str(path))
-    except (OSError, lzma.LZMAError) as error:
+        with _opened(path) as lines:
+            yield from lines
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise TraceError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -73,12 +77,21 @@ def read(lines: Iterable[bytes], name: str) -> Iterator[Offered]:
     first = next(numbered, None)
     if first is None:
         raise TraceError(f"{name}: there is no request in it")
+    if decision_log.begins(first[1]):
+        places = ((f"{name}:{number}", line) for number, line in itertools.chain([first], numbered))
+        return ordered(decision_log.offered(decision_log.joined(places)))
     if first[1].startswith(_AZURE_HEADER):
-        return _ordered(_azure(numbered, name))
-    return _ordered(_json(itertools.chain([first], numbered), name))
+        return ordered(_azure(numbered, name))
+    return ordered(_json(itertools.chain([first], numbered), name))
 
 
-def _ordered(requests: Iterable[Offered]) -> Iterator[Offered]:
+def _opened(path: Path) -> IO[bytes]:
+    if path.suffix == ".xz":
+        return lzma.open(path)
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def ordered(requests: Iterable[Offered]) -> Iterator[Offered]:
     """From 0 on. A request that is earlier than the one before comes with that one."""
     zero_s: float | None = None
     latest_s = 0.0

@@ -19,6 +19,14 @@ _FACTOR = 0x9E3779B97F4A7C5
 _WORD = 16
 
 
+MISSING_OUTPUT_TOKENS = 256
+"""Of an answer of which nothing is known."""
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read. The message names file and line and says what was expected."""
+
+
 class Offered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request as a trace has it. `at_s` is when its client sends it.
 

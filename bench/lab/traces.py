@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench.lab.formats import TraceError, read_file
+from bench.lab.formats import read_file
 from bench.lab.generated import GENERATED, copies
-from bench.lab.offered import Offered
+from bench.lab.offered import Offered, TraceError
 
 DIRECTORY = Path(__file__).parent.parent / "traces"
 

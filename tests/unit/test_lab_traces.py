@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.lab.formats import TraceError, read, read_file
+from bench.lab.formats import read, read_file
 from bench.lab.generated import GENERATED, copies
-from bench.lab.offered import Offered, block_hashes, chain, prompt_text
+from bench.lab.offered import Offered, TraceError, block_hashes, chain, prompt_text
 from bench.lab.simulation import EndlessCache
 from bench.lab.traces import names, taken, trace
 from bench.traces import reduce
