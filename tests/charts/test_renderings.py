@@ -14,6 +14,7 @@ from epp import configuration
 from epp.cli import run as run_command
 from epp.cli import settings_of
 from epp.settings import Settings
+from tests.charts.arguments import CONFIGS, THEIRS
 from tests.charts.cases import CASES
 from tests.charts.manifests import MANIFESTS, manifest
 from tests.charts.render import CHARTS, GOLDEN, ROOT, Made, containers, objects, one, picker, pods, render, run
@@ -156,3 +157,24 @@ def test_rights_are_the_kinds_that_are_watched_and_no_more(made: Callable[[str],
         (["subjectaccessreviews"], ["create"]),
     ]
     assert not [each for each in made("standalone-everything") if each["kind"] == "ClusterRole"]
+
+
+@pytest.mark.parametrize("chart", THEIRS)
+def test_arguments_of_other_charts_are_taken(chart: str) -> None:
+    read = settings(THEIRS[chart])
+    assert read.grpc_port == 9002 and read.grpc_health_port == 9003
+    assert read.log_encoder == "json"
+    for name, text in CONFIGS.items():
+        configuration.load(text, name)
+
+
+def test_the_image_is_what_the_charts_take_it_for(made: Callable[[str], Made]) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (pod,) = pods(made("router-gateway"))
+    security = pod["securityContext"]
+    assert f"USER {security['runAsUser']}:{security['runAsGroup']}\n" in dockerfile
+    ports = " ".join(str(each["containerPort"]) for each in picker(made("router-gateway"))["ports"])
+    assert f"EXPOSE {ports}\n" in dockerfile
+    # Arguments follow the entry point: no command of a chart stands in for it.
+    assert dockerfile.rstrip().endswith('ENTRYPOINT ["/opt/epp/bin/epp", "run"]')
+    assert "command" not in picker(made("router-gateway"))
