@@ -237,6 +237,7 @@ class Dispatcher:
         self._recording = recording
         self._queue = queue
         self._evicts = queue is not None and queue.evictions is not None
+        self._counted = queue.control if queue is not None and queue.control.counts_service else None
         self._looked = 1.0
         self._looked_s = -inf
         self._passed = 0
@@ -474,15 +475,18 @@ class Dispatcher:
         pick, hit_share, candidates = choice
         endpoint = pick.endpoints[0]
         rewritten = request.target_model != request.model
-        # The answer of a rewritten model has to be seen: its name is turned back there. A quota of tokens needs its usage.
+        # The answer of a rewritten model has to be seen: its name is turned back there. A quota of tokens needs its usage, and so
+        # does an order that goes by service.
         limited = grant is not None and grant.counts_tokens
-        look = arrival.can_look and (rewritten or limited or self._samples(parsed))
+        counts = self._counted is not None and self._counted.goes_by_service(request.priority)
+        look = arrival.can_look and (rewritten or limited or counts or self._samples(parsed))
         steer = self._steer(arrival, request, pick, look)
         # Before the ledger counts this request among what the pick went by.
         recorded = 0 if self._recording is None else self._take_down(request, pick, candidates, opened_s, now_s)
+        uncached = round(request.prompt_tokens * (1.0 - hit_share))
         entry = self._ledger.take(
             pick.slots[0],
-            round(request.prompt_tokens * (1.0 - hit_share)),
+            uncached,
             now_s,
             # The first byte of an answer that is not streamed comes with its last: it says nothing about prefill.
             sees_body=(arrival.sees_answer or look) and parsed.stream,
@@ -491,6 +495,8 @@ class Dispatcher:
         # From here on a failure would leave an entry that nobody releases.
         try:
             self._record(request, pick, hit_share, now_s)
+            if self._counted is not None:
+                self._counted.served(request.priority, request.fairness_id, uncached, now_s)
         except Exception as error:
             self._faults("record", error)
         return steer, Account(request, parsed.kind, endpoint, entry, opened_s, grant, recorded, self)
@@ -607,6 +613,7 @@ class Dispatcher:
             saturation=saturation,
             stale_endpoints=int((~candidates.fresh).sum()),
             reclaim=self._reclaim(self._queue, saturation),
+            attained=self._queue.control.attained(now_s) if self._counted is not None else None,
         )
 
     def _reclaim(self, queue: Queue, saturation: float) -> Reclaim | None:
@@ -798,6 +805,9 @@ class Dispatcher:
         counted = self._usage(account, notice)
         if account.evict is not None:
             self._ran(account, notice.cause is Cause.EVICTED, now_s)
+        if self._counted is not None:
+            request, answer_tokens = account.request, _answer_tokens(account, notice, counted)
+            self._counted.served(request.priority, request.fairness_id, 2.0 * answer_tokens, now_s)
         if account.grant is not None:
             self._settle(account, account.grant, notice, counted, now_s)
         self._metrics.finished(
@@ -877,8 +887,17 @@ def _spent(account: Account, notice: Finished, counted: Usage | None) -> int | N
         return counted.prompt_tokens + (counted.completion_tokens or 0)
     if not account.request.stream or not notice.tail:
         return None
+    return account.request.prompt_tokens + _answer_tokens(account, notice, counted)
+
+
+def _answer_tokens(account: Account, notice: Finished, counted: Usage | None) -> int:
+    """Tokens of the answer, 0 where nothing tells."""
+    if counted is not None and counted.completion_tokens is not None:
+        return counted.completion_tokens
+    if not account.request.stream or not notice.tail:
+        return 0
     # A stream says its usage only where the client asked for it. It has an event for each token, or nearly.
-    return account.request.prompt_tokens + event_count(notice.tail, notice.body_bytes)
+    return event_count(notice.tail, notice.body_bytes)
 
 
 def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:

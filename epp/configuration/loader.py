@@ -42,6 +42,7 @@ from epp.flow.settings import (
     Limit,
     Ordering,
     Policies,
+    Programs,
     Reflective,
     Static,
 )
@@ -145,6 +146,7 @@ _FAIRNESS: Mapping[str, Fairness] = {
     "global-strict-fairness-policy": "global-strict",
     "round-robin-fairness-policy": "round-robin",
     "weighted-token-fairness-policy": "weighted-tokens",
+    "program-aware-fairness": "program-aware",
 }
 _ORDERING: Mapping[str, Ordering] = {
     "fcfs-ordering-policy": "fcfs",
@@ -498,17 +500,15 @@ class _Loader:
         return bands
 
     def _band(self, entry: BandDefaults) -> BandSettings:
-        fairness, weighted = self._policy(entry.fairness_policy_ref, Kind.FAIRNESS, "global-strict-fairness-policy")
+        fairness, fair = self._policy(entry.fairness_policy_ref, Kind.FAIRNESS, "global-strict-fairness-policy")
         ordering, shortest = self._policy(entry.ordering_policy_ref, Kind.ORDERING, "fcfs-ordering-policy")
-        if self._gates["flowControl"] and fairness not in _FAIRNESS and entry.fairness_policy_ref is not None:
-            told = f"{fairness} is not part of this version; {', '.join(_FAIRNESS)} are"
-            self._problems.add(entry.fairness_policy_ref.line, entry.fairness_policy_ref.path, told)
         multiple = shortest if isinstance(shortest, parts.ShortestPrompt) else parts.ShortestPrompt()
         policies = Policies(
-            fairness=_FAIRNESS.get(fairness, "global-strict"),
-            ordering=_ORDERING.get(ordering, "fcfs"),
+            fairness=_FAIRNESS[fairness],
+            ordering=_ORDERING[ordering],
             wait_multiple=multiple.max_wait_multiple,
-            weights=dict(weighted.weights) if isinstance(weighted, parts.WeightedTokens) else {},
+            weights=dict(fair.weights) if isinstance(fair, parts.WeightedTokens) else {},
+            programs=fair.programs() if isinstance(fair, parts.ProgramFairness) else Programs(),
         )
         unset = BandDefaults()
         return BandSettings(

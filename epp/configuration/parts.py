@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from epp.configuration.shapes import Unread
-from epp.flow.settings import LEAST_WAIT_MULTIPLE
+from epp.flow.settings import LEAST_WAIT_MULTIPLE, Programs
 from epp.quota.limits import Limit, Limits
 from epp.quota.tenants import FAIRNESS_ID
 from epp.scoring import Count, NotNegative, Positive, PositiveSeconds, Share
@@ -191,7 +191,11 @@ class NoParameters(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ProgramFairness(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Programs that were served least go first."""
+    """Programs (fairness ids) that were served least and wait longest go first.
+
+    Both count from 0 to 1 among those that wait, times their weights. Service is the tokens of prompts that were not cached, and twice
+    those of answers; it halves every `las_half_life_seconds`, 0: never. After `eviction_ttl_seconds` without any a program is forgotten.
+    """
 
     strategy: Literal["las"] = "las"
     las_weight_service: NotNegative = 0.8
@@ -199,6 +203,15 @@ class ProgramFairness(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     las_half_life_seconds: NotNegative = 60
     eviction_ttl_seconds: Positive = 3600
     eviction_sweep_seconds: Positive = 300
+
+    def programs(self) -> Programs:
+        return Programs(
+            service_weight=self.las_weight_service,
+            head_wait_weight=self.las_weight_head_wait,
+            half_life_s=self.las_half_life_seconds,
+            remembered_s=self.eviction_ttl_seconds,
+            sweep_s=self.eviction_sweep_seconds,
+        )
 
 
 class ShortestPrompt(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -17,9 +17,10 @@ import msgspec
 
 from epp.flow.heap import Heap
 from epp.flow.limits import new_ceilings
-from epp.flow.settings import BandSettings, FlowSettings
+from epp.flow.programs import ProgramAware
+from epp.flow.settings import BandSettings, FlowSettings, Policies
 from epp.flow.ticket import Ending, Payload, Settled, Ticket
-from epp.flow.turns import Flow, Turns, new_turns
+from epp.flow.turns import Flow, OneLine, RoundRobin, Turns, WeightedTokens
 
 IDLE_S = 600.0
 """How long a band that was made on demand is kept without a request."""
@@ -62,7 +63,7 @@ class _Band(Generic[Payload]):
     def __init__(self, priority: int, settings: BandSettings, now_s: float) -> None:
         self.priority = priority
         self.settings = settings
-        self.turns: Turns[Payload] = new_turns(settings.policies)
+        self.turns: Turns[Payload] = _turns(settings.policies)
         self.flows: dict[str, Flow[Payload]] = {}
         self.tickets: OrderedDict[Ticket[Payload], None] = OrderedDict()
         self.bytes = 0
@@ -118,6 +119,18 @@ class _Band(Generic[Payload]):
         return BandState(self.priority, len(self.tickets), self.bytes, settings.max_requests, settings.max_bytes, flows)
 
 
+def _turns(policies: Policies) -> Turns[Payload]:
+    match policies.fairness:
+        case "global-strict":
+            return OneLine(policies)
+        case "round-robin":
+            return RoundRobin(policies)
+        case "weighted-tokens":
+            return WeightedTokens(policies)
+        case "program-aware":
+            return ProgramAware(policies)
+
+
 class FlowControl(Generic[Payload]):
     """The only owner of what waits. `requests` and `bytes` of it are read freely, and `blocked`: the highest priority that waits
     and the ceiling that it met, as of the latest `next`; None where nobody waited for room. Below a saturation of `free_below`
@@ -133,6 +146,8 @@ class FlowControl(Generic[Payload]):
         self.blocked: tuple[int, float] | None = None
         self._ceilings = new_ceilings(settings.limit)
         self.free_below = self._ceilings.free_below
+        bands = (settings.default, settings.negative, *settings.bands.values())
+        self.counts_service = any(band.policies.fairness == "program-aware" for band in bands)
         self._bands: dict[int, _Band[Payload]] = {}
         self._priorities: list[int] = []
         self._deadlines: Heap[Ticket[Payload]] = Heap()
@@ -222,6 +237,27 @@ class FlowControl(Generic[Payload]):
         self._draining = True
         waiting = [ticket for band in self._bands.values() for ticket in band.tickets]
         return [self._give_up(ticket, Ending.EVICTED_SHUTTING_DOWN, now_s) for ticket in waiting]
+
+    # --- what was served -------------------------------------------------------------------------------------------
+
+    def goes_by_service(self, priority: int) -> bool:
+        """Whether the order at that priority depends on what was `served`. Never where not `counts_service`."""
+        return self.counts_service and self.settings.band(priority).policies.fairness == "program-aware"
+
+    def served(self, priority: int, fairness_id: str, tokens: float, now_s: float) -> None:
+        """So many tokens were given to a request of that flow, whether or not it had to wait for them."""
+        band = self._bands.get(priority)
+        if band is not None and isinstance(band.turns, ProgramAware):
+            band.turns.served(fairness_id, tokens, now_s)
+
+    def attained(self, now_s: float) -> dict[str, float]:
+        """Tokens that were `served` by fairness id, as much as still counts."""
+        sums: dict[str, float] = {}
+        for band in self._bands.values():
+            if isinstance(band.turns, ProgramAware):
+                for fairness_id, tokens in band.turns.attained(now_s).items():
+                    sums[fairness_id] = sums.get(fairness_id, 0.0) + tokens
+        return sums
 
     # --- the surroundings ------------------------------------------------------------------------------------------
 

@@ -11,14 +11,28 @@ Ordering = Literal["fcfs", "edf", "slo-deadline", "shortest-prompt"]
 """Within a flow: first come first served; who would be given up first; whose wanted time to first token passes first; the
 shortest uncached prompt, with ageing."""
 
-Fairness = Literal["global-strict", "round-robin", "weighted-tokens"]
-"""Between the flows of a band: one line for all; turns; whoever was given the fewest tokens for its weight."""
+Fairness = Literal["global-strict", "round-robin", "weighted-tokens", "program-aware"]
+"""Between the flows of a band: one line for all; turns; whoever was given the fewest tokens for its weight; whoever was served
+least and waits longest."""
 
 LEAST_WAIT_MULTIPLE = 2.0
 
 
+class Programs(msgspec.Struct, frozen=True, kw_only=True):
+    """How program-aware fairness weighs. Service halves every `half_life_s`, 0: never. A program that was served nothing for
+    `remembered_s` and has no request is forgotten at a sweep, one in `sweep_s`.
+    """
+
+    service_weight: float = 0.8
+    head_wait_weight: float = 0.2
+    half_life_s: float = 60.0
+    remembered_s: float = 3600.0
+    sweep_s: float = 300.0
+
+
 class Policies(msgspec.Struct, frozen=True, kw_only=True):
-    """How a band chooses. `wait_multiple` belongs to shortest-prompt, `weights` (by fairness id, 1.0 if absent) to weighted-tokens.
+    """How a band chooses. `wait_multiple` belongs to shortest-prompt, `weights` (by fairness id, 1.0 if absent) to weighted-tokens,
+    `programs` to program-aware.
 
     Raises ValueError for a multiple below `LEAST_WAIT_MULTIPLE` and for weights that are not positive.
     """
@@ -27,6 +41,7 @@ class Policies(msgspec.Struct, frozen=True, kw_only=True):
     ordering: Ordering = "fcfs"
     wait_multiple: float = 4.0
     weights: dict[str, float] = {}
+    programs: Programs = Programs()
 
     def __post_init__(self) -> None:
         if not self.wait_multiple >= LEAST_WAIT_MULTIPLE:

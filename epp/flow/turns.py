@@ -139,13 +139,3 @@ class WeightedTokens(Generic[Payload]):
                 ahead = dict(most)
             self._debts = ahead
         self._debts[flow.fairness_id] = flow.tag
-
-
-def new_turns(policies: Policies) -> Turns[Payload]:
-    match policies.fairness:
-        case "global-strict":
-            return OneLine(policies)
-        case "round-robin":
-            return RoundRobin(policies)
-        case "weighted-tokens":
-            return WeightedTokens(policies)

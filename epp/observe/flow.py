@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import Protocol
 
 import msgspec
 
-from epp.observe.metrics import Bounds, Key, Metrics, Row, new_row
+from epp.observe.metrics import OTHER, Bounds, Key, Metrics, Row, new_row
 from epp.observe.text import Family, Histogram, Labels, Values
 
 WAIT_BOUNDS: Bounds = [
@@ -40,6 +40,9 @@ CYCLE_BOUNDS: Bounds = [0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001
 
 CONFIRMATION_BOUNDS: Bounds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
 
+DISPATCHED = "Dispatched"
+"""The label `outcome` of a request whose turn came."""
+
 QUEUED = "NotYetFinalized"
 """The label `outcome` of a request that was taken into the queue, of the time that this took."""
 
@@ -62,7 +65,10 @@ class Level(Protocol):
 
 
 class Now(msgspec.Struct, frozen=True):
-    """Flow control at this moment: every request that waits by its labels with its bytes, the levels, and the limits of all."""
+    """Flow control at this moment: every request that waits by its labels with its bytes, the levels, and the limits of all.
+
+    `attained`: tokens by fairness id, where an order goes by them.
+    """
 
     waiting: list[tuple[Key, int]]
     levels: tuple[Level, ...]
@@ -73,6 +79,7 @@ class Now(msgspec.Struct, frozen=True):
     saturation: float
     stale_endpoints: int
     reclaim: Reclaim | None = None
+    attained: Mapping[str, float] | None = None
 
 
 class Reclaim(msgspec.Struct, frozen=True):
@@ -157,6 +164,31 @@ class FlowRecord:
         yield from self._capacity(now)
         if now.reclaim is not None:
             yield from self._evictions(now.reclaim)
+        if now.attained is not None:
+            yield from self._programs(now.attained)
+
+    def _programs(self, attained: Mapping[str, float]) -> Iterator[Family]:
+        """A program's label is one that a flow's would be."""
+        prefix, known = f"{PREFIXES[0]}program_aware_", {key[3] for key, _ in self.waits}
+        tokens: dict[Labels, float] = {}
+        for program, value in attained.items():
+            label = (program if program in known else OTHER,)
+            tokens[label] = tokens.get(label, 0.0) + value
+        text = "Tokens served to a program, as much as still counts."
+        yield Values("gauge", f"{prefix}attained_service_tokens", text, ("program_id",), list(tokens.items()))
+        text = "Mean time that a program's requests waited for their turn, in milliseconds."
+        waits: dict[Labels, list[float]] = {}
+        for (key, ending), row in self.waits.items():
+            if ending == DISPATCHED:
+                sums = waits.setdefault((key[3],), [0.0, 0.0])
+                sums[0] += row[-1]
+                sums[1] += sum(row[:-1])
+        means: list[tuple[Labels, float]] = [(program, 1000.0 * s / n) for program, (s, n) in waits.items()]
+        yield Values("gauge", f"{prefix}avg_wait_time_milliseconds", text, ("program_id",), means)
+        text = "Jain's index of the service of all programs: 1 where all had the same, 1/n where one had all."
+        squares = sum(value * value for value in attained.values())
+        index = sum(attained.values()) ** 2 / (len(attained) * squares) if squares else 1.0
+        yield Values("gauge", f"{prefix}jains_fairness_index", text, (), [((), index)])
 
     def _evictions(self, reclaim: Reclaim) -> Iterator[Family]:
         prefix, pool = f"{PREFIXES[0]}flow_control_", self._pool

@@ -30,7 +30,7 @@ from epp.configuration import (
 )
 from epp.configuration.catalogue import BUILT_IN, NOT_HERE
 from epp.configuration.notation import parse_duration, parse_quantity
-from epp.flow.settings import BandSettings, FlowSettings, Holdback, Policies, Reflective, Static
+from epp.flow.settings import BandSettings, FlowSettings, Holdback, Policies, Programs, Reflective, Static
 from epp.pipeline import PluginFaults
 from epp.scoring import BoolArray, Candidates, Count, FloatArray, Request, Share
 from tests.pools import Pool, a_request, random_pool
@@ -480,13 +480,23 @@ def test_the_other_limits_and_what_follows_what() -> None:
     assert follows.negative == follows.default == BandSettings(max_requests=3)
 
 
-def test_a_fairness_policy_that_is_not_here_is_refused_with_what_is() -> None:
-    text = "flowControl: {defaultPriorityBand: {fairnessPolicyRef: program-aware-fairness}}\n"
-    understood(text)
-    assert complaints(HEAD + "featureGates: [flowControl]\n" + text) == [
-        "4: flowControl.defaultPriorityBand.fairnessPolicyRef: program-aware-fairness is not part of this version; "
-        "global-strict-fairness-policy, round-robin-fairness-policy, weighted-token-fairness-policy are"
-    ]
+def test_program_aware_fairness_is_the_go_pickers() -> None:
+    gate = "featureGates: [flowControl]\n"
+    as_is = understood(gate + "flowControl: {defaultPriorityBand: {fairnessPolicyRef: program-aware-fairness}}\n").flow
+    assert as_is is not None and as_is.default.policies == Policies(
+        fairness="program-aware",
+        programs=Programs(
+            service_weight=0.8, head_wait_weight=0.2, half_life_s=60.0, remembered_s=3600.0, sweep_s=300.0
+        ),
+    )
+    told = (
+        "plugins: [{type: program-aware-fairness, name: las, parameters: {lasWeightService: 1, lasWeightHeadWait: 0, "
+        "lasHalfLifeSeconds: 0, evictionTtlSeconds: 9, evictionSweepSeconds: 3, strategy: las}}]\n"
+    )
+    flow = understood(gate + told + "flowControl: {defaultPriorityBand: {fairnessPolicyRef: las}}\n").flow
+    assert flow is not None and flow.default.policies.programs == Programs(
+        service_weight=1.0, head_wait_weight=0.0, half_life_s=0.0, remembered_s=9.0, sweep_s=3.0
+    )
 
 
 def test_one_band_a_priority() -> None:

@@ -24,6 +24,7 @@ TENANTS = ("a", "b", "c")
 WEIGHTS = {"a": 2.0}
 MULTIPLE = 3.0
 BANDS: dict[int, tuple[Fairness, Ordering]] = {
+    30: ("program-aware", "edf"),
     20: ("weighted-tokens", "shortest-prompt"),
     10: ("weighted-tokens", "fcfs"),
     5: ("round-robin", "edf"),
@@ -139,6 +140,10 @@ class Machine(RuleBasedStateMachine):
         if settled is not None:
             assert settled.ending is Ending.EVICTED_CANCELLED
             self._take_in([settled])
+
+    @rule(priority=st.sampled_from(sorted(BANDS)), tenant=st.sampled_from(TENANTS), tokens=st.integers(0, 2000))
+    def serve(self, priority: int, tenant: str, tokens: int) -> None:
+        self.flow.served(priority, tenant, tokens, self.now_s)
 
     @rule(seconds=st.sampled_from([0.001, 1.0, 5.0, 20.0, 90.0]))
     def pass_time(self, seconds: float) -> None:

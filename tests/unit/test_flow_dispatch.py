@@ -307,6 +307,29 @@ def test_one_that_cannot_be_answered_does_not_hold_up_others() -> None:
     assert [kind for kind, _ in hall.faults] == ["resume"]
 
 
+def test_service_of_a_program_is_its_prompts_as_they_go_and_twice_its_answers() -> None:
+    band = BandSettings(policies=Policies(fairness="program-aware"))
+    hall = Hall(2, FlowSettings(default=band))
+    alice = hall.route(chat("word " * 400, headers=named(x_llm_d_inference_fairness_id="alice"), can_look=True))
+    assert isinstance(alice, tuple)
+    steer, account = alice
+    assert isinstance(steer, Steer) and steer.look
+    prompt = account.request.prompt_tokens
+    assert hall.control.attained(hall.now_s) == {"alice": prompt}
+    account.status, account.content_type = 200, "application/json"
+    tail = b'{"usage": {"prompt_tokens": 9, "completion_tokens": 50}}'
+    hall.dispatcher.finished(account, Finished(Cause.COMPLETE, tail, len(tail)), hall.now_s)
+    assert hall.control.attained(hall.now_s) == {"alice": prompt + 100}
+    hall.serve(chat(headers=named(x_llm_d_inference_fairness_id="bob")))
+    hall.control.served(0, "bob", 3 * (prompt + 100) - hall.control.attained(hall.now_s)["bob"], hall.now_s)
+    page = "".join(
+        write(family, openmetrics=False) for family in hall.record.families(lambda: hall.dispatcher.look(hall.now_s))
+    )
+    assert f'llm_d_epp_program_aware_attained_service_tokens{{program_id="alice"}} {prompt + 100}' in page
+    assert 'llm_d_epp_program_aware_avg_wait_time_milliseconds{program_id="bob"} 0.0\n' in page
+    assert "llm_d_epp_program_aware_jains_fairness_index 0.8\n" in page
+
+
 def test_below_priority_0_waits_rather_than_be_shed(monkeypatch: pytest.MonkeyPatch) -> None:
     hall = Hall(1)
     monkeypatch.setattr(hall.dispatcher, "_request", below(hall.dispatcher._request))
