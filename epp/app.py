@@ -17,7 +17,15 @@ from itertools import chain
 
 import uvloop
 
-from epp.assembly import StartError, limits_of, quota_of, read_configuration, stale_after_s, what_to_scrape
+from epp.assembly import (
+    StartError,
+    credentials_of,
+    limits_of,
+    quota_of,
+    read_configuration,
+    stale_after_s,
+    what_to_scrape,
+)
 from epp.configuration import Configuration, ConfigurationError
 from epp.discovery.file import FileDiscovery
 from epp.discovery.source import DiscoveryError, DiscoverySource
@@ -35,6 +43,9 @@ from epp.extproc.tls import TlsError
 from epp.extproc.transport import OpenSession, Session, Stream
 from epp.front import Front
 from epp.incidents import Incidents
+from epp.kubernetes.api import Api
+from epp.kubernetes.cluster import Cluster, Selected
+from epp.kubernetes.discovery import PodDiscovery
 from epp.observe import logs
 from epp.observe.auth import TokenError
 from epp.observe.exposition import Exposition, Gauge
@@ -71,6 +82,7 @@ class Picker:
         self._settings = settings
         self._draining = False
         self._ready = False
+        self._served = False
         self.metrics = Metrics()
         self.incidents = Incidents(self.metrics)
         self.pressure = Pressure(settings.max_loop_lag_s)
@@ -95,9 +107,11 @@ class Picker:
         )
         self._directory: Directory | None = None
         if settings.resources is not None:
-            self._directory = Directory(settings.resources, settings.pool_namespace, self._resources_changed)
+            on_objects = partial(self._resources_changed, Source.DIRECTORY)
+            self._directory = Directory(settings.resources, settings.pool_namespace, on_objects)
         self.pools = Pools(settings.pool_namespace, self._pool)
         self._spread = Spread(self.pools.replace, alone=settings.only_pool is not None)
+        self._cluster: Cluster | Selected | None = None
         self._discovery = self._discover(configuration)
         self._serve_pools()
         self._health = Health(self.serving, sorted(READINESS | {LIVENESS}))
@@ -140,8 +154,11 @@ class Picker:
         self._watch.start()
         self._ready = True
         self._health.changed()
+        self._served = bool(self.serving(""))
+        state = "ready" if self._served else "waiting for Kubernetes to tell of the pool"
         log.info(
-            "ready: %d endpoints; ext_proc on %d%s, health on %d, metrics on %d",
+            "%s: %d endpoints; ext_proc on %d%s, health on %d, metrics on %d",
+            state,
             sum(len(pool.endpoints) for pool in self.pools),
             grpc,
             " (TLS)" if settings.secure_serving else "",
@@ -178,7 +195,9 @@ class Picker:
         """The health service's answer; None for a name nobody knows."""
         if service == LIVENESS:
             return True
-        return self._ready and not self._draining if service in READINESS else None
+        if service not in READINESS:
+            return None
+        return self._ready and not self._draining and (self._cluster is None or self._cluster.ready)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -195,7 +214,8 @@ class Picker:
         )
 
     def _pool(self, name: str) -> Pool:
-        return Pool(name, self._shared, self.resources.of(name) if self._directory is not None else None)
+        follows = self._directory is not None or isinstance(self._cluster, Cluster)
+        return Pool(name, self._shared, self.resources.of(name) if follows else None)
 
     def _process(self) -> OpenSession:
         """What answers ext_proc calls: the pool itself where there is never another."""
@@ -220,16 +240,52 @@ class Picker:
         if configuration.discovery is not None:
             discovery = configuration.discovery
             return FileDiscovery(discovery.path, self._spread.endpoints, watch_file=discovery.watch_file)
+        if self._settings.names_pods:
+            self._cluster = self._watched()
+            return self._cluster
         raise DiscoveryError(
-            "no endpoints: name them with --endpoint host:port (repeated), or configure file-discovery "
-            "(dataLayer.discovery in --config-file)"
+            "no endpoints: name them with --endpoint host:port (repeated), name a pool of Kubernetes with --pool-name, or "
+            "configure file-discovery (dataLayer.discovery in --config-file)"
         )
+
+    def _watched(self) -> Cluster | Selected:
+        """Kubernetes as the source of pools and endpoints. Raises StartError."""
+        # Not of --seed: replicas that are started alike must not ask alike.
+        settings, rng = self._settings, random.Random()
+        namespace, faults = settings.pool_namespace, self.incidents.degraded
+        api = Api(credentials_of(settings), asyncio.get_running_loop().time)
+        if settings.endpoint_selector:
+            name = settings.selection.names[0]
+            pods = PodDiscovery(
+                api, namespace, partial(self.pools.replace, name), on_synced=self._may_serve, faults=faults, rng=rng
+            )
+            return Selected(pods, settings.endpoint_selector, settings.endpoint_target_ports)
+        return Cluster(
+            api,
+            namespace,
+            partial(self._resources_changed, Source.KUBERNETES),
+            self.pools.replace,
+            pool_group=settings.pool_group or "",
+            on_ready=self._may_serve,
+            faults=faults,
+            rng=rng,
+        )
+
+    def _may_serve(self) -> None:
+        """Whether requests can be answered may be different now."""
+        if self.serving("") and not self._served:
+            self._served = True
+            log.info("synced: %d endpoints", sum(len(pool.endpoints) for pool in self.pools))
+        self._health.changed()
 
     def _serve_pools(self) -> None:
         described = {name: self.resources.of(name).pool for name in self.resources.served}
         for pool in self.pools.serve(described):
             if self._ready:
                 self._start_late(pool)
+        if self._cluster is not None:
+            self._cluster.pools(described)
+            return
         self._spread.pools({name: one.selector if one is not None else {} for name, one in described.items()})
 
     def _start_late(self, pool: Pool) -> None:
@@ -238,8 +294,8 @@ class Picker:
         except StartError as error:
             log.error("pool %s: %s", pool.name, error)
 
-    def _resources_changed(self, objects: Sequence[Resource]) -> None:
-        change = self.resources.replace(Source.DIRECTORY, objects)
+    def _resources_changed(self, source: Source, objects: Sequence[Resource]) -> None:
+        change = self.resources.replace(source, objects)
         for notice in change.notices:
             log.warning("%s", notice)
         log.info("%s", self.resources.summary())

@@ -17,6 +17,8 @@ from epp.configuration import (
 )
 from epp.dispatcher import Policy
 from epp.extproc.http2 import Limits
+from epp.kubernetes.access import ACCOUNT, InCluster, Kubeconfig
+from epp.kubernetes.api import Credentials
 from epp.observe.metrics import Metrics
 from epp.prefix.index import BLOCK_TOKENS
 from epp.quota.quota import Quota
@@ -103,6 +105,21 @@ def _engines(settings: Settings, configured: ExtractorSettings) -> EngineChoice:
     engine = msgspec.structs.replace(FLAG_ENGINE, name=configured.default_engine, **specs)
     others = [one for one in configured.engine_configs if one.name != engine.name]
     return msgspec.structs.replace(configured, engine_configs=(engine, *others)).choice()
+
+
+def credentials_of(settings: Settings) -> Credentials:
+    """Where the API server is and who we are to it, in the order in which other programs look. Raises StartError."""
+    if settings.kubeconfig is not None:
+        return Kubeconfig(settings.kubeconfig)
+    if settings.service_host and (ACCOUNT / "token").exists():
+        return InCluster(settings.service_host, settings.service_port)
+    own = settings.home / ".kube" / "config" if settings.home is not None else None
+    if own is not None and own.exists():
+        return Kubeconfig(own)
+    raise StartError(
+        "Kubernetes is to say who the endpoints are, and there is neither a service account of a pod nor a kubeconfig: name one "
+        "with --kubeconfig, or name the endpoints with --endpoint host:port"
+    )
 
 
 def limits_of(settings: Settings) -> Limits:

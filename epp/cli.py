@@ -76,6 +76,15 @@ def _endpoint(text: str) -> str:
     return f"{pool}={endpoint.destination}" if pool else endpoint.destination
 
 
+def _ports(text: str) -> tuple[int, ...]:
+    """`8000,8001`."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if not (part.isascii() and part.isdecimal() and 0 < int(part) < 65536):
+            raise ValueError(f"{part!r} is no port in 1..65535")
+    return tuple(map(int, parts))
+
+
 def _metrics_port(text: str) -> int | None:
     """0 is the endpoint's own port, as in the Go picker."""
     if text.isdecimal() and int(text) < 65536:
@@ -146,9 +155,6 @@ class Flag(click.Option):
 def _choice(*names: str) -> click.Choice[str]:
     return click.Choice(names)
 
-
-_NO_KUBERNETES = "endpoints come from --endpoint or a file"
-_OPEN = "whoever reaches the port may read them, unless --metrics-client-ca-file or --metrics-token-file is set"
 
 FLAGS = (
     Flag("grpc-port", "Serving", "grpc_port", PORT, "Port of ext_proc.", metavar="PORT", shown="9002"),
@@ -279,7 +285,8 @@ FLAGS = (
         "Pool and endpoints",
         "pool_names",
         TEXT,
-        "Name of the pool, as poolRef in manifests and name in metrics say it. Give it once for each of several pools: a call's "
+        "Name of the pool, as poolRef in manifests and name in metrics say it. Without endpoints from a flag or a file Kubernetes "
+        "is watched for the InferencePool of this name and its pods. Give it once for each of several pools: a call's "
         "gRPC metadata or route metadata x-gateway-inference-pool says which is meant, else the request's model, else it is the "
         "first.",
         metavar="NAME",
@@ -302,6 +309,48 @@ FLAGS = (
         "Namespace of the pool.",
         metavar="NAME",
         shown="$NAMESPACE, else default",
+    ),
+    Flag(
+        "pool-group",
+        "Pool and endpoints",
+        "pool_group",
+        TEXT,
+        "API group of the InferencePool.",
+        metavar="GROUP",
+        shown="inference.networking.k8s.io, else inference.networking.x-k8s.io",
+    ),
+    Flag(
+        "endpoint-selector",
+        "Pool and endpoints",
+        "endpoint_selector",
+        TEXT,
+        "Labels of the pods, where there is no InferencePool to say so. In place of --pool-name.",
+        metavar="LABELS",
+    ),
+    Flag(
+        "endpoint-target-ports",
+        "Pool and endpoints",
+        "endpoint_target_ports",
+        _Parsed("PORT,...", _ports),
+        "Ports of those pods, at most 8.",
+        repeated=True,
+    ),
+    Flag(
+        "kubeconfig",
+        "Pool and endpoints",
+        "kubeconfig",
+        PATH,
+        "Whose current context names the API server, where endpoints come from Kubernetes.",
+        metavar="PATH",
+        shown="$KUBECONFIG, else the pod's service account, else ~/.kube/config",
+    ),
+    Flag(
+        "ha-enable-leader-election",
+        "Pool and endpoints",
+        "elects_leader",
+        BOOL,
+        "Let only one of several replicas be ready, by a Lease. Without it all are.",
+        shown="false",
     ),
     Flag(
         "envoy-eds-file",
@@ -482,6 +531,15 @@ FLAGS = (
         metavar="PATH",
     ),
     Flag(
+        "metrics-endpoint-auth",
+        "TLS",
+        "metrics_endpoint_auth",
+        BOOL,
+        "Where endpoints come from Kubernetes, ask it who may read the metrics port: a bearer token that may get the path as a "
+        "non-resource URL. /healthz and /readyz stay open. Elsewhere, or with --metrics-token-file, without effect.",
+        shown="true",
+    ),
+    Flag(
         "metrics-token-file",
         "TLS",
         "metrics_token_file",
@@ -545,11 +603,6 @@ FLAGS = (
     *(
         Flag(name, "Compatibility", "", kind, text, metavar=metavar, inert=inert, quiet=quiet, repeated=repeated)
         for name, kind, metavar, text, inert, quiet, repeated in (
-            ("pool-group", TEXT, "GROUP", "API group of the pool", _NO_KUBERNETES, None, False),
-            ("endpoint-selector", TEXT, "LABELS", "Labels of the pods", _NO_KUBERNETES, "", False),
-            ("endpoint-target-ports", TEXT, "PORT,...", "Ports of the pods", _NO_KUBERNETES, None, True),
-            ("ha-enable-leader-election", BOOL, None, "Leader election", "replicas are all ready", False, False),
-            ("metrics-endpoint-auth", BOOL, None, "Let Kubernetes decide who reads metrics", _OPEN, False, False),
             ("health-checking", BOOL, None, "gRPC health on the port of ext_proc", "it always is", True, False),
             ("tracing", BOOL, None, "Spans", "none are made", False, False),
             ("enable-pprof", BOOL, None, "Go's profiler", "this is no Go program", False, False),
@@ -635,6 +688,9 @@ def settings_of(given: dict[str, Any], environment: dict[str, str]) -> Settings:
         listed = fields.get(field)
         if isinstance(listed, tuple):
             fields[field] = tuple(name for part in listed for name in part.split(",") if name)
+    ports = fields.get("endpoint_target_ports")
+    if isinstance(ports, tuple):
+        fields["endpoint_target_ports"] = tuple(dict.fromkeys(port for part in ports for port in part))
     fields["notices"] = tuple(notice for notice in notices if notice)
     return settings.from_flags(fields, environment)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from epp.extproc.events import BodyMode, Modes
+from epp.resources.objects import EXPERIMENTAL, NETWORKING
 from epp.resources.rules import Selection
 
 MIN_REFRESH_S = 0.05
@@ -28,6 +29,9 @@ _MODES = {
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 """0 is any free one."""
+
+TargetPort = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+MAX_TARGET_PORTS = 8
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -73,7 +77,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     picker_service: str = ""
     """The Service whose pools are served, in place of names."""
     pool_namespace: str = "default"
+    pool_group: str | None = None
+    """Of the InferencePool objects that count; None is any."""
     pod_name: str = ""
+    endpoint_selector: str | None = None
+    """Labels of the pods, as the API server takes them, where no object describes the pool."""
+    endpoint_target_ports: tuple[TargetPort, ...] = ()
+    """Of those pods."""
+    kubeconfig: Path | None = None
+    service_host: str | None = None
+    """The API server as a pod is told of it; None outside of clusters."""
+    service_port: Port = 443
+    home: Path | None = None
+    elects_leader: bool = False
     ignore_subset: bool = False
     emit_endpoint_scores: bool = False
 
@@ -105,6 +121,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_cert_dir: Path | None = None
     metrics_client_ca_file: Path | None = None
     metrics_token_file: Path | None = None
+    metrics_endpoint_auth: bool = True
+    """Whether Kubernetes, where endpoints come from there, is asked who may read metrics."""
 
     decision_log: Path | None = None
     decision_log_max_bytes: int | None = None
@@ -120,9 +138,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def selection(self) -> Selection:
         """Which pools are served."""
-        return (
-            Selection((), self.picker_service) if self.picker_service else Selection(self.pool_names or (DEFAULT_POOL,))
-        )
+        if self.picker_service:
+            return Selection((), self.picker_service)
+        return Selection(self.pool_names or (self._nameless,))
+
+    @property
+    def _nameless(self) -> str:
+        """What a pool is called that nobody named: after our own Deployment, where it is one of pods that were selected."""
+        deployment = self.pod_name.rsplit("-", 2)[0]
+        return deployment if self.endpoint_selector and deployment else DEFAULT_POOL
+
+    @property
+    def names_pods(self) -> bool:
+        """Whether Kubernetes is to be asked who the endpoints are, where nothing nearer says it."""
+        return bool(self.endpoint_selector or self.pool_names or self.picker_service)
 
     @property
     def only_pool(self) -> str | None:
@@ -137,7 +166,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def from_flags(flags: Mapping[str, object], environment: Mapping[str, str]) -> Settings:
-    """Settings of `flags`, which holds fields by name and only those that were given, and the two variables we read.
+    """Settings of `flags`, which holds fields by name and only those that were given, and the variables that we read.
 
     Raises ValueError, with a message for the operator, where flags contradict each other or a value is out of range.
     """
@@ -169,10 +198,18 @@ def _check_pools(settings: Settings) -> None:
         raise ValueError(
             "--pool-name and --picker-service exclude each other: which pools there are is said by one of them"
         )
-    if settings.picker_service and settings.resources is None:
+    if settings.picker_service and settings.endpoints and settings.resources is None:
         raise ValueError(
-            "--picker-service needs --resources: the pools are those that name the Service in their manifests"
+            "--picker-service with --endpoint needs --resources: the pools are those that name the Service in their manifests"
         )
+    if bool(settings.endpoint_selector) != bool(settings.endpoint_target_ports):
+        raise ValueError("--endpoint-selector and --endpoint-target-ports need each other: pods, and where they listen")
+    if settings.endpoint_selector and (settings.pool_names or settings.picker_service):
+        raise ValueError("--endpoint-selector is for pods without a pool: it excludes --pool-name and --picker-service")
+    if len(settings.endpoint_target_ports) > MAX_TARGET_PORTS:
+        raise ValueError(f"--endpoint-target-ports: at most {MAX_TARGET_PORTS} ports")
+    if settings.pool_group not in (None, NETWORKING, EXPERIMENTAL):
+        raise ValueError(f"--pool-group {settings.pool_group}: pools are in {NETWORKING} or in {EXPERIMENTAL}")
     for flag, path in (("--envoy-eds-file", settings.envoy_eds_file), ("--decision-log", settings.decision_log)):
         if settings.only_pool is None and path is not None and PLACEHOLDER not in str(path):
             raise ValueError(f"{flag} {path} needs {PLACEHOLDER} in its name: each pool has a file of its own")
@@ -204,6 +241,21 @@ def _check_trust(flags: Mapping[str, object]) -> None:
         )
 
 
-def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    names = {"NAMESPACE": "pool_namespace", "POD_NAME": "pod_name"}
-    return {field: environment[name] for name, field in names.items() if environment.get(name)}
+def _environment(environment: Mapping[str, str]) -> dict[str, object]:
+    said = {name: value for name, value in environment.items() if value}
+    fields: dict[str, object] = {}
+    for name, field in (
+        ("NAMESPACE", "pool_namespace"),
+        ("POD_NAME", "pod_name"),
+        ("KUBERNETES_SERVICE_HOST", "service_host"),
+    ):
+        if name in said:
+            fields[field] = said[name]
+    if said.get("KUBERNETES_SERVICE_PORT", "").isdecimal():
+        fields["service_port"] = int(said["KUBERNETES_SERVICE_PORT"])
+    if "KUBECONFIG" in said:
+        # Of several files the first: contexts that are spread over files are for people, who can name one by --kubeconfig.
+        fields["kubeconfig"] = Path(said["KUBECONFIG"].partition(":")[0])
+    if "HOME" in said:
+        fields["home"] = Path(said["HOME"])
+    return fields

@@ -22,7 +22,7 @@ def selector_text(labels: Mapping[str, str]) -> str:
 
 
 class PodDiscovery:
-    """Follows the pods that `aim` names. A membership is handed to `on_change` as soon as an event has made another of it.
+    """One pool's. Follows the pods that `aim` names. A membership is handed to `on_change` as soon as an event has made another of it.
 
     While a new selector's pods are not all known yet, the endpoints of before stay. `on_synced` is called when `synced` turns true or false.
     """
@@ -54,8 +54,10 @@ class PodDiscovery:
         self.synced = False
         """Whether all pods of a selector are known."""
 
-    async def start(self) -> None:
-        """Returns at once: pods come when the API server names them."""
+    @property
+    def aimed(self) -> bool:
+        """Whether there are pods to follow."""
+        return self._selector is not None
 
     def aim(self, selector: str, ports: tuple[int, ...]) -> None:
         """Follow the pods of this label selector, at these ports, from now on. To be called on the loop."""

@@ -13,7 +13,7 @@ from epp.kubernetes.api import Api
 from epp.kubernetes.follower import Follower
 from epp.kubernetes.reflector import Delta, Reflector
 from epp.resources.directory import OnObjects
-from epp.resources.objects import Key, Resource
+from epp.resources.objects import POOL, Key, Resource
 from epp.resources.reading import VERSIONS, Refused, read_object
 
 log = logging.getLogger("epp.kubernetes")
@@ -26,17 +26,19 @@ def plural(kind: str) -> str:
     return f"{kind.lower()}s"
 
 
-def collections() -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Kind, group and the group's versions, best first, of every resource type that is understood."""
+def collections(pool_group: str = "") -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Kind, group and the group's versions, best first, of every resource type that is understood; pools of that group alone."""
     for kind, versions in VERSIONS.items():
         for group in dict.fromkeys(version.rpartition("/")[0] for version in versions):
+            if kind == POOL and pool_group not in ("", group):
+                continue
             yield kind, group, tuple(version for version in versions if version.startswith(f"{group}/"))
 
 
 class ObjectSource:
     """Hands all objects over whenever they are others than before. `on_settled` is called when it is known first what there is.
 
-    An object that is refused in its new form stays what it was; refusals are logged. `faults` hears of bugs.
+    `pool_group` is the group whose pools count, "" for all. An object that is refused in its new form stays what it was; refusals are logged. `faults` hears of bugs.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ObjectSource:
         namespace: str,
         on_objects: OnObjects,
         *,
+        pool_group: str = "",
         on_settled: Callable[[], None] = lambda: None,
         faults: Callable[[str, Exception], None],
         rng: random.Random,
@@ -52,6 +55,7 @@ class ObjectSource:
         self._api = api
         self._namespace = namespace
         self._on_objects = on_objects
+        self._pool_group = pool_group
         self._on_settled = on_settled
         self._faults = faults
         self._rng = rng
@@ -65,7 +69,7 @@ class ObjectSource:
 
     def start(self) -> None:
         """Returns at once: objects come when the API server names them."""
-        self._followers = [self._follow(*collection) for collection in collections()]
+        self._followers = [self._follow(*collection) for collection in collections(self._pool_group)]
 
     async def close(self) -> None:
         await asyncio.gather(*(follower.close() for follower in self._followers))

@@ -34,8 +34,11 @@ GO_FLAGS = shlex.split("""
 """)
 
 OUR_FLAGS = shlex.split(
-    "resources body-based-routing picker-service decision-log decision-log-max-size max-loop-lag hang-timeout max-body-size client-ca-file client-allowed-names metrics-token-file endpoint envoy-eds-file transport host look-share default-body-mode seed log-format"
+    "resources kubeconfig body-based-routing picker-service decision-log decision-log-max-size max-loop-lag hang-timeout max-body-size client-ca-file client-allowed-names metrics-token-file endpoint envoy-eds-file transport host look-share default-body-mode seed log-format"
 )
+
+
+ENVIRONMENT = ("NAMESPACE", "POD_NAME", "HOME", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
 
 
 @pytest.fixture
@@ -51,8 +54,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Settings]]:
     app.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "epp.app", app)
     monkeypatch.setattr("epp.app", app, raising=False)
-    monkeypatch.delenv("NAMESPACE", raising=False)
-    monkeypatch.delenv("POD_NAME", raising=False)
+    for variable in ENVIRONMENT:
+        monkeypatch.delenv(variable, raising=False)
     yield seen
 
 
@@ -84,7 +87,13 @@ def test_every_flag_sets_a_field_or_says_that_it_does_not() -> None:
 
 
 def test_every_setting_can_be_set() -> None:
-    assert set(Settings.__struct_fields__) - {flag.field for flag in FLAGS} == {"pod_name", "notices"}
+    assert set(Settings.__struct_fields__) - {flag.field for flag in FLAGS} == {
+        "pod_name",
+        "service_host",
+        "service_port",
+        "home",
+        "notices",
+    }
 
 
 CHARTS = {
@@ -121,7 +130,10 @@ def test_what_the_charts_say_is_understood(ran: list[Settings]) -> None:
     assert (gateway.pool_names, gateway.pool_namespace) == (("my-release",), "models")
     assert (gateway.secure_serving, gateway.log_encoder) == (False, "json")
     assert gateway.config_file == Path("/config/default-plugins.yaml")
-    assert [notice.split(":")[0] for notice in gateway.notices] == ["--pool-group", "--ha-enable-leader-election"]
+    assert (gateway.pool_group, gateway.elects_leader) == ("inference.networking.k8s.io", True)
+    assert (gateway.metrics_endpoint_auth, gateway.notices) == (False, ())
+    standalone = settings(ran, *shlex.split(CHARTS["llm-d-router standalone"]))
+    assert (standalone.endpoint_selector, standalone.endpoint_target_ports) == ("app=vllm,tier=gpu", (8000, 8001))
     triton = settings(ran, *shlex.split(CHARTS["inference extension, Triton"]))
     assert triton.queued_requests_spec == "nv_trt_llm_request_metrics{request_type=waiting}"
     assert (triton.lora_spec, triton.running_requests_spec) == ("", None)
@@ -231,14 +243,40 @@ def test_port_0_of_the_metrics_pages_is_the_endpoints_own(ran: list[Settings]) -
 
 
 def test_a_flag_without_effect_says_so_and_changes_nothing(ran: list[Settings]) -> None:
-    got = settings(ran, "--ha-enable-leader-election")
-    notice = "--ha-enable-leader-election: accepted, has no effect yet: replicas are all ready"
+    got = settings(ran, "--tracing")
+    notice = "--tracing: accepted, has no effect yet: none are made"
     assert got == Settings(notices=(notice,))
 
 
 @pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag.quiet is not None], ids=lambda flag: flag.flag)
 def test_a_flag_without_effect_is_silent_where_none_was_asked_for(flag: Any, ran: list[Settings]) -> None:
     assert settings(ran, f"{flag.flag}={str(flag.quiet).lower()}") == Settings()
+
+
+def test_the_environment_tells_where_the_api_server_is(ran: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
+    monkeypatch.setenv("KUBECONFIG", "/a/config:/b/config")
+    monkeypatch.setenv("HOME", "/home/me")
+    got = settings(ran)
+    assert (got.service_host, got.service_port) == ("fd00::1", 6443)
+    assert (got.kubeconfig, got.home) == (Path("/a/config"), Path("/home/me"))
+    assert settings(ran, "--kubeconfig=/c").kubeconfig == Path("/c")
+
+
+def test_ports_may_be_repeated_and_listed_and_count_once(ran: list[Settings]) -> None:
+    got = settings(
+        ran, "--endpoint-selector=a=b", "--endpoint-target-ports=8001,8000", "--endpoint-target-ports=8002,8001"
+    )
+    assert got.endpoint_target_ports == (8001, 8000, 8002)
+
+
+def test_a_pool_without_a_name_is_called_after_our_deployment(
+    ran: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POD_NAME", "my-picker-7f5d-x2")
+    assert settings(ran).only_pool == "epp"
+    assert settings(ran, "--endpoint-selector=a=b", "--endpoint-target-ports=8000").only_pool == "my-picker"
 
 
 def test_the_environment_names_the_namespace(ran: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +301,11 @@ def test_the_environment_names_the_namespace(ran: list[Settings], monkeypatch: p
         (["--model-server-metrics-port", "70000"], "no port"),
         (["--zap-log-level", "loud"], "none of panic"),
         (["--config-file=a", "--config-text=b"], "exclude each other"),
+        (["--endpoint-selector=a=b"], "need each other"),
+        (["--endpoint-selector=a=b", "--endpoint-target-ports=0"], "no port"),
+        (["--endpoint-selector=a=b", "--endpoint-target-ports=1,2,3,4,5,6,7,8,9"], "at most 8"),
+        (["--endpoint-selector=a=b", "--endpoint-target-ports=1", "--pool-name=x"], "excludes --pool-name"),
+        (["--pool-group=apps"], "pools are in"),
         (["stray"], "stray"),
     ],
 )

@@ -13,6 +13,7 @@ from epp.app import Picker, run
 from epp.configuration import load_default
 from epp.pages import pages
 from epp.resources.objects import InferenceObjective, PoolRef
+from epp.resources.store import Source
 from epp.settings import Settings
 from tests.unit.test_resources_directory import objective
 from tests.unit.test_resources_manifests import LLAMA, MANIFESTS
@@ -58,7 +59,9 @@ async def test_each_notice_is_said_once(tmp_path: Path, caplog: pytest.LogCaptur
     (one,) = mine.resources.standings
     assert "did you mean pool?" in one.reason
     before = len(caplog.records)
-    mine._resources_changed([InferenceObjective(key=one.key, origin=one.origin, pool_ref=PoolRef("pol"))])
+    mine._resources_changed(
+        Source.DIRECTORY, [InferenceObjective(key=one.key, origin=one.origin, pool_ref=PoolRef("pol"))]
+    )
     assert [record for record in caplog.records[before:] if record.levelno >= logging.WARNING] == []
     status, content, body = pages(mine.pools, mine.resources, None)["/debug/resources"]()
     assert (status, content) == (200, "application/json")
