@@ -746,6 +746,17 @@ def _check(file: str) -> bool:
     return True
 
 
+@cli.command(short_help="Print the custom resource definitions that are understood.")
+def crds() -> None:
+    """Print CustomResourceDefinitions of every kind and version that epp run understands, for kubectl apply -f -.
+
+    A cluster with a gateway that knows InferencePool has them already: keep those.
+    """
+    from epp.kubernetes.crds import as_yaml
+
+    click.echo(as_yaml(), nl=False)
+
+
 @cli.command(short_help="List the plugins that a configuration can name.")
 @click.argument("type_name", metavar="[TYPE]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

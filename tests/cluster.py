@@ -6,7 +6,8 @@ import contextlib
 import http.client
 import json
 import ssl
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -132,7 +133,8 @@ class Cluster:
         """End the API server as an upgrade does; etcd stays."""
         self._disconnect()
         if self._server is not None:
-            self._server.stop(20.0)
+            # It waits for watches to end, which they do not.
+            self._server.stop(3.0)
 
     def kill_server(self) -> None:
         """End the API server at once, in the middle of whatever it does."""
@@ -207,6 +209,43 @@ class Cluster:
             raise Refusal(404, f"no {kind} in {version}")
         within = self._plurals[version, kind].format(metadata.get("namespace", "default"))
         return f"{at}/{within}/{metadata['name']}"
+
+    def install(self, *crds: Object) -> None:
+        """Returns when their objects can be made."""
+        self.apply(*crds)
+        self._until(lambda: all(self._established(crd) for crd in crds), "the CRDs are served")
+
+    def uninstall(self, crd: Object) -> None:
+        """Returns when there is none of its objects."""
+        self.delete(crd)
+        self._until(lambda: not self._exists(crd), "the CRD is gone")
+
+    def _exists(self, one: Object) -> bool:
+        try:
+            self.request("GET", self.path(one))
+        except Refusal:
+            return False
+        return True
+
+    def _established(self, crd: Object) -> bool:
+        seen = self.request("GET", self.path(crd))
+        conditions = {one["type"]: one["status"] for one in seen["status"].get("conditions") or []}
+        group, names = crd["spec"]["group"], crd["spec"]["names"]
+        if conditions.get("Established") != "True":
+            return False
+        try:
+            for version in crd["spec"]["versions"]:
+                self.request("GET", f"/apis/{group}/{version['name']}/{names['plural']}")
+        except Refusal:
+            return False
+        return True
+
+    def _until(self, true: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not true():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited in vain until {what}")
+            time.sleep(0.05)
 
     def namespace(self, name: str) -> str:
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})

@@ -80,7 +80,17 @@ PortNumber = Annotated[int, Meta(ge=1, le=65535)]
 Weight = Annotated[int, Meta(ge=1, le=1_000_000)]
 Labels = Annotated[dict[str, str], Meta(min_length=1, max_length=64)]
 Filled = Annotated[str, Meta(min_length=1)]
-FailureMode = Literal["FailOpen", "FailClose"]
+FailureMode = Annotated[Literal["FailOpen", "FailClose"], Meta(extra_json_schema={"default": "FailClose"})]
+RefGroup = Annotated[str, Meta(max_length=253, extra_json_schema={"default": ""})]
+RefKind = Annotated[str, Meta(max_length=63, extra_json_schema={"default": "Service"})]
+AppProtocol = Annotated[Literal["http", "kubernetes.io/h2c"], Meta(extra_json_schema={"default": "http"})]
+
+_BY_NUMBER = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]}
+_PORT_OF_A_SERVICE = {
+    "x-kubernetes-validations": [
+        {"rule": "self.kind != 'Service' || has(self.port)", "message": "port is required where kind is Service"}
+    ]
+}
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -109,23 +119,23 @@ class _Port(msgspec.Struct, frozen=True, rename="camel"):
 
 class _PickerRef(msgspec.Struct, frozen=True, rename="camel"):
     name: Annotated[str, Meta(min_length=1, max_length=253)]
-    group: str | None = None
-    kind: str | None = None
+    group: RefGroup | None = None
+    kind: RefKind | None = None
     port: _Port | None = None
     failure_mode: FailureMode | None = None
 
 
 class _Pool(msgspec.Struct, frozen=True, rename="camel"):
     selector: _Selector
-    target_ports: Annotated[tuple[_Port, ...], Meta(min_length=1, max_length=8)]
-    app_protocol: Literal["http", "kubernetes.io/h2c"] | None = None
-    endpoint_picker_ref: _PickerRef | None = None
+    target_ports: Annotated[tuple[_Port, ...], Meta(min_length=1, max_length=8, extra_json_schema=_BY_NUMBER)]
+    app_protocol: AppProtocol | None = None
+    endpoint_picker_ref: Annotated[_PickerRef, Meta(extra_json_schema=_PORT_OF_A_SERVICE)] | None = None
 
 
 class _ExtensionRef(msgspec.Struct, frozen=True, rename="camel"):
     name: Annotated[str, Meta(min_length=1, max_length=253)]
-    group: str | None = None
-    kind: str | None = None
+    group: RefGroup | None = None
+    kind: RefKind | None = None
     port_number: PortNumber | None = None
     target_port_number: PortNumber | None = None
     failure_mode: FailureMode | None = None
@@ -150,7 +160,7 @@ class _TargetModel(msgspec.Struct, frozen=True, rename="camel"):
 class _Model(msgspec.Struct, frozen=True, rename="camel"):
     model_name: Annotated[str, Meta(min_length=1, max_length=256)]
     pool_ref: _PoolRef
-    criticality: str | None = None
+    criticality: Annotated[str, Meta(extra_json_schema={"enum": list(PRIORITY_OF_CRITICALITY)})] | None = None
     target_models: Annotated[tuple[_TargetModel, ...], Meta(max_length=10)] | None = None
 
 
@@ -200,7 +210,7 @@ def read_object(value: object, *, namespace: str, origin: str = "", strict: bool
     if strict:
         _refuse_unknown(value, "", ("apiVersion", "kind", "metadata", "spec", "status"))
     described = _describe(value, kind, version, namespace, origin, slips)
-    if kind == POOL and version.endswith("/v1"):
+    if kind == POOL and version == f"{NETWORKING}/v1":
         return _pool(described, _read(value, "spec", _Pool, strict))
     if kind == POOL:
         return _alpha_pool(described, _read(value, "spec", _AlphaPool, strict))
@@ -209,6 +219,13 @@ def read_object(value: object, *, namespace: str, origin: str = "", strict: bool
     if kind == MODEL:
         return _model(described, _read(value, "spec", _Model, strict), zero_weights=version.endswith("/v1alpha1"))
     return _rewrite(described, _read(value, "spec", _Rewrite, strict))
+
+
+def spec_of(kind: str, version: str) -> type[msgspec.Struct]:
+    """The type that the `spec` of one of `VERSIONS` is read into. What it says of defaults is for the API server to fill in."""
+    pool = _Pool if version == f"{NETWORKING}/v1" else _AlphaPool
+    specs: dict[str, type[msgspec.Struct]] = {POOL: pool, OBJECTIVE: _Objective, MODEL: _Model, REWRITE: _Rewrite}
+    return specs[kind]
 
 
 def _describe(
@@ -393,7 +410,9 @@ def _shape(of: type[msgspec.Struct]) -> inspect.Type:
 
 
 def _refuse_unknown_in(value: object, shape: inspect.Type, path: str) -> None:
-    if isinstance(shape, inspect.UnionType):
+    if isinstance(shape, inspect.Metadata):
+        _refuse_unknown_in(value, shape.type, path)
+    elif isinstance(shape, inspect.UnionType):
         for one in shape.types:
             _refuse_unknown_in(value, one, path)
     elif isinstance(shape, inspect.StructType) and isinstance(value, dict):

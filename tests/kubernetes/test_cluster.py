@@ -9,9 +9,9 @@ from tests.cluster import Cluster, Refusal
 
 def test_pods_have_the_status_that_a_test_gives_them_and_terminate_as_pods_do(cluster: Cluster) -> None:
     namespace = cluster.namespace("cluster-pods")
-    pod = cluster.pod("one", namespace=namespace, labels={"app": "vllm"}, ip="10.0.0.1")
+    pod = cluster.pod("one", namespace=namespace, labels={"app": "vllm"}, ip="127.1.0.1")
     seen = cluster.request("GET", cluster.path(pod))
-    assert seen["status"]["podIP"] == "10.0.0.1"
+    assert seen["status"]["podIP"] == "127.1.0.1"
     assert "deletionTimestamp" not in seen["metadata"]
     cluster.delete(pod)
     assert "deletionTimestamp" in cluster.request("GET", cluster.path(pod))["metadata"]

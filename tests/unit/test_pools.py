@@ -19,6 +19,7 @@ from epp.app import PROCESS, Picker
 from epp.assembly import read_configuration
 from epp.endpoint import Adapters, Report
 from epp.resources.document import read_manifest
+from epp.resources.store import Source
 from epp.settings import Settings, from_flags
 from tests.unit.test_app import HEADER, Wire
 from tests.unit.test_counted_work import counting
@@ -44,7 +45,9 @@ async def serving(chosen: Settings, *manifests: str) -> Picker:
     whole = Picker(chosen, read_configuration(chosen))
     await whole._discovery.start()
     if manifests:
-        whole._resources_changed(read_manifest("".join(manifests).encode(), "f.yaml", "default").objects)
+        whole._resources_changed(
+            Source.DIRECTORY, read_manifest("".join(manifests).encode(), "f.yaml", "default").objects
+        )
     return whole
 
 
@@ -298,7 +301,9 @@ class TestComingAndGoing:
         assert Call(whole).picked == "10.0.0.0:8000"
 
     def now(self, whole: Picker, *manifests: str) -> None:
-        whole._resources_changed(read_manifest("".join(manifests).encode(), "f.yaml", "default").objects)
+        whole._resources_changed(
+            Source.DIRECTORY, read_manifest("".join(manifests).encode(), "f.yaml", "default").objects
+        )
 
 
 class TestIdle:
