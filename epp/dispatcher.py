@@ -292,9 +292,7 @@ class Dispatcher:
             raise
         routed = self._commit(arrival, parsed, request, choice, opened_s, now_s, grant)
         decided = self._timer()
-        self._metrics.stage("body", max(0.0, now_s - opened_s))
-        self._metrics.stage("parse", read - began)
-        self._metrics.stage("decide", decided - read)
+        self._metrics.staged(max(0.0, now_s - opened_s), read - began, decided - read)
         return routed
 
     def _line_up(
@@ -529,7 +527,8 @@ class Dispatcher:
         self._decisions.note(request, pick, now_s)
 
     def _steer(self, arrival: Arrival, request: Request, pick: Pick, look: bool) -> Steer:
-        destination = ",".join([endpoint.destination for endpoint in pick.endpoints])
+        destinations = self._endpoints.destinations
+        destination = ",".join([destinations[slot] for slot in pick.slots])
         rewritten = request.target_model != request.model
         try:
             headers = () if "x-request-id" in arrival.headers else (("x-request-id", request.request_id),)

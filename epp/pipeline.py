@@ -260,9 +260,13 @@ class Pipeline:
         if profile.filters:
             candidates, stages = self._filter(profile, request, candidates)
         raw = self._score(profile, request, candidates)
-        shares = np.fmax(raw, _ZERO)
-        np.fmin(shares, _ONE, out=shares)
-        np.multiply(shares, profile.weight_column, out=shares)
+        # `argmin` and `argmax` find a NaN first, and cost a quarter of what clamping does.
+        if raw.size and raw.item(raw.argmin()) >= 0.0 and raw.item(raw.argmax()) <= 1.0:
+            shares = raw * profile.weight_column
+        else:
+            shares = np.fmax(raw, _ZERO)
+            np.fmin(shares, _ONE, out=shares)
+            np.multiply(shares, profile.weight_column, out=shares)
         # Row by row, not as a matrix product: BLAS may round equal columns differently, and ties would no longer be ties.
         totals: FloatArray = np.add.reduce(shares, axis=0)
         chosen = self._take(profile, request, candidates, totals)

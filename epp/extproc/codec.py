@@ -73,6 +73,7 @@ _NO_METADATA = b"B\x00"
 _LARGE_BYTES = 16_384
 _REQUEST_ID = b"\x0a\x0cx-request-id"
 """Never seen twice: remembering it would only push out what is."""
+_REMEMBERED_HEADERS = 4096
 _REMEMBERED_BYTES = 256
 """Largest header entry or metadata that is remembered, so that memory stays bounded whatever clients send."""
 
@@ -181,14 +182,26 @@ def _header_block(message: bytes, at: int, end: int) -> dict[str, str] | None:
             size, at = _read_varint(message, at - 1)
         entry = message[at : at + size]
         at += size
-        if size > _REMEMBERED_BYTES or entry.startswith(_REQUEST_ID):
-            name, value = _header(entry)
-        else:
-            name, value = _remembered_header(entry)
+        known = _known_headers.get(entry)
+        name, value = known if known is not None else _new_header(entry)
         if name in headers:
             value = f"{headers[name]},{value}"
         headers[name] = value
     return headers if at == end else None
+
+
+_known_headers: dict[bytes, tuple[str, str]] = {}
+"""Entries seen before. When it is full, all of them are forgotten: what comes often is back at once."""
+
+
+def _new_header(entry: bytes) -> tuple[str, str]:
+    """Raises DecodeError."""
+    header = _header(entry)
+    if len(entry) <= _REMEMBERED_BYTES and not entry.startswith(_REQUEST_ID):
+        if len(_known_headers) >= _REMEMBERED_HEADERS:
+            _known_headers.clear()
+        _known_headers[entry] = header
+    return header
 
 
 def _header(entry: bytes) -> tuple[str, str]:
@@ -201,9 +214,6 @@ def _header(entry: bytes) -> tuple[str, str]:
     except (IndexError, UnicodeDecodeError):
         pass
     return _name_and_value(base_pb2.HeaderValue.FromString(entry))
-
-
-_remembered_header = lru_cache(maxsize=4096)(_header)
 
 
 def _name_and_value(header: base_pb2.HeaderValue) -> tuple[str, str]:

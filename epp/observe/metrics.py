@@ -257,10 +257,15 @@ class Metrics:
         self.pools_found[pool, by] += 1
 
     def stage(self, name: Stage, seconds: float) -> None:
-        """One stage of a request took so long. Called four times a request, hence without `_observe`."""
-        row = self.stages[name]
-        row[bisect_left(STAGE_BOUNDS, seconds)] += 1
-        row[-1] += seconds
+        """One stage of a request took so long."""
+        _observe(self.stages[name], STAGE_BOUNDS, seconds)
+
+    def staged(self, body_s: float, parse_s: float, decide_s: float) -> None:
+        """A request went through its first three stages, and took so long for each."""
+        stages, bounds = self.stages, STAGE_BOUNDS
+        for row, seconds in ((stages["body"], body_s), (stages["parse"], parse_s), (stages["decide"], decide_s)):
+            row[bisect_left(bounds, seconds)] += 1
+            row[-1] += seconds
 
     def prefix_match(self, hit_ratio: float, hit_bytes: int) -> None:
         """How much of a prompt the picked endpoint is believed to have cached: share [0, 1], and bytes."""

@@ -26,6 +26,7 @@ class Usage(Struct, frozen=True):
 
 
 _NOTHING = Usage()
+_GENERATE, _MESSAGES = Kind.GENERATE, Kind.MESSAGES
 
 
 def event_count(tail: bytes, body_bytes: int) -> int:
@@ -56,20 +57,25 @@ def usage(tail: bytes, content_type: str, kind: Kind) -> Usage | None:
         return None
     found = _NOTHING
     # SGLang's own API counts in "meta_info".
-    for counts in _objects_from_the_end(tail, b'"meta_info"' if kind is Kind.GENERATE else b'"usage"'):
+    for counts in _objects_from_the_end(tail, b'"meta_info"' if kind is _GENERATE else b'"usage"'):
         one = _usage_of(counts, kind)
         found = one if found is _NOTHING else _merged(found, one)
-        if kind is not Kind.MESSAGES or None not in (found.prompt_tokens, found.completion_tokens):
+        if kind is not _MESSAGES or None not in (found.prompt_tokens, found.completion_tokens):
             break
-    return None if found == _NOTHING else found
+    return None if found is _NOTHING or found == _NOTHING else found
 
 
 def _objects_from_the_end(tail: bytes, key: bytes) -> Iterator[Mapping[str, object]]:
     at = tail.rfind(key)
     while at >= 0:
-        colon = _OBJECT_START.match(tail, at + len(key))
-        if colon is not None:
-            value = _object_at(tail, colon.end())
+        start = at + len(key)
+        if tail[start : start + 2] == b":{":
+            start += 1
+        else:
+            colon = _OBJECT_START.match(tail, start)
+            start = colon.end() if colon is not None else 0
+        if start:
+            value = _object_at(tail, start)
             if value is not None:
                 yield value
         at = tail.rfind(key, 0, at)
@@ -78,8 +84,9 @@ def _objects_from_the_end(tail: bytes, key: bytes) -> Iterator[Mapping[str, obje
 def _object_at(tail: bytes, start: int) -> Mapping[str, object] | None:
     """The JSON object that begins there; None where it is none, or cut short."""
     end = tail.find(b"}", start) + 1
-    while 0 < end < start + _OBJECT_BYTES and tail.count(b"{", start, end) > tail.count(b"}", start, end):
-        end = tail.find(b"}", end) + 1
+    if tail.find(b"{", start + 1, end) >= 0:
+        while 0 < end < start + _OBJECT_BYTES and tail.count(b"{", start, end) > tail.count(b"}", start, end):
+            end = tail.find(b"}", end) + 1
     try:
         # Where braces stand in strings the end is another, and the slower reader finds it.
         return _decode_object(tail[start:end])
@@ -96,11 +103,12 @@ def _object_at(tail: bytes, start: int) -> Mapping[str, object] | None:
 def _usage_of(counts: Mapping[str, object], kind: Kind) -> Usage:
     prompt = _first(counts, "prompt_tokens", "input_tokens")
     cached = _first(counts, "cached_tokens", "cache_read_input_tokens")
-    for details in (counts.get("prompt_tokens_details"), counts.get("input_tokens_details")):
-        if cached is None and isinstance(details, dict):
-            cached = _first(details, "cached_tokens")
-    if kind is Kind.MESSAGES and prompt is not None:
-        prompt += (cached or 0) + (_first(counts, "cache_creation_input_tokens") or 0)
+    if cached is None:
+        details = counts.get("prompt_tokens_details") or counts.get("input_tokens_details")
+        if isinstance(details, dict):
+            cached = _first(details, "cached_tokens", "")
+    if kind is _MESSAGES and prompt is not None:
+        prompt += (cached or 0) + (_first(counts, "cache_creation_input_tokens", "") or 0)
     return Usage(prompt, _first(counts, "completion_tokens", "output_tokens"), cached)
 
 
@@ -113,15 +121,16 @@ def _merged(last: Usage, earlier: Usage) -> Usage:
     )
 
 
-def _first(counts: Mapping[str, object], *names: str) -> int | None:
-    for name in names:
-        value = counts.get(name)
-        if value is None:
-            continue
-        count = value if type(value) is int and value >= 0 else _count(value)
-        if count is not None:
-            return count
-    return None
+def _first(counts: Mapping[str, object], name: str, other: str) -> int | None:
+    """The count under `name`, or else that under `other`."""
+    value = counts.get(name)
+    if type(value) is int and value >= 0:
+        return value
+    count = None if value is None else _count(value)
+    if count is None:
+        value = counts.get(other)
+        count = None if value is None else _count(value)
+    return count
 
 
 def _count(value: object) -> int | None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.prefix import fingerprints as module
-from epp.prefix.fingerprints import FINGERPRINT_BITS, fingerprints, seed_of
+from epp.prefix.fingerprints import CHAINED_BLOCKS, FINGERPRINT_BITS, fingerprints, seed_of
 from epp.request import BLOCK_BYTES
 
 UNLIMITED = 1 << 30
@@ -20,9 +20,12 @@ def text(size: int, seed: int = 0) -> bytes:
 
 def by_the_definition(prompt: bytes, seed: int) -> list[int]:
     last, result = seed, []
-    for start in range(0, len(prompt), BLOCK_BYTES):
-        digest = xxhash.xxh3_64_intdigest(prompt[start : start + BLOCK_BYTES])
-        last = (last * module._FACTOR + digest) % (1 << FINGERPRINT_BITS)
+    for number, start in enumerate(range(0, len(prompt), BLOCK_BYTES)):
+        block = prompt[start : start + BLOCK_BYTES]
+        if number < CHAINED_BLOCKS:
+            last = xxhash.xxh3_64_intdigest(block, last) % (1 << FINGERPRINT_BITS)
+        else:
+            last = (last * module._FACTOR + xxhash.xxh3_64_intdigest(block)) % (1 << FINGERPRINT_BITS)
         result.append(last)
     return result
 
@@ -34,8 +37,8 @@ def test_every_size_follows_the_definition(size: int, seed: int) -> None:
     assert fingerprints((prompt,), seed, UNLIMITED).tolist() == by_the_definition(prompt, seed)
 
 
-def test_sizes_around_the_switch_between_the_two_forms() -> None:
-    for blocks in range(module._SMALL_BLOCKS - 2, module._SMALL_BLOCKS + 3):
+def test_sizes_around_the_switches_between_the_forms() -> None:
+    for blocks in (*range(14, 19), *range(CHAINED_BLOCKS - 2, CHAINED_BLOCKS + 3)):
         for extra in (-1, 0, 1):
             prompt = text(blocks * BLOCK_BYTES + extra)
             assert fingerprints((prompt,), 7, UNLIMITED).tolist() == by_the_definition(prompt, 7)
@@ -62,9 +65,9 @@ def test_a_partial_last_block_has_its_fingerprint() -> None:
 
 
 def test_the_cap_keeps_the_beginning() -> None:
-    prompt = text(100 * BLOCK_BYTES)
+    prompt = text(200 * BLOCK_BYTES)
     whole = fingerprints((prompt,), 1, UNLIMITED)
-    for cap in (0, 1, module._SMALL_BLOCKS, 77, 100, 101):
+    for cap in (0, 1, 77, CHAINED_BLOCKS, CHAINED_BLOCKS + 1, 150, 200, 201):
         assert fingerprints((prompt,), 1, cap).tolist() == whole[:cap].tolist()
 
 
