@@ -396,7 +396,7 @@ class TestSettings:
             ),
             ({"pool_names": ("a", "b"), "endpoints": ("c=1.1.1.1:1",)}, "there is no pool c; there are a, b"),
             ({"pool_names": ("a",), "picker_service": "s", "resources": Path("x")}, "exclude each other"),
-            ({"picker_service": "s"}, "needs --resources"),
+            ({"picker_service": "s", "endpoints": ("a=1.1.1.1:1",)}, "needs --resources"),
             ({"pool_names": ("a", "b"), "envoy_eds_file": Path("x.yaml")}, "--envoy-eds-file x.yaml needs {pool}"),
             ({"pool_names": ("a", "b"), "decision_log": Path("x.log")}, "--decision-log x.log needs {pool}"),
         ],
