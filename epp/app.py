@@ -19,7 +19,6 @@ import uvloop
 
 from epp.assembly import (
     StartError,
-    credentials_of,
     limits_of,
     quota_of,
     read_configuration,
@@ -42,10 +41,8 @@ from epp.extproc.session import Stopwatch, open_session
 from epp.extproc.tls import TlsError
 from epp.extproc.transport import OpenSession, Session, Stream
 from epp.front import Front
+from epp.home import Home
 from epp.incidents import Incidents
-from epp.kubernetes.api import Api
-from epp.kubernetes.cluster import Cluster, Selected
-from epp.kubernetes.discovery import PodDiscovery
 from epp.observe import logs
 from epp.observe.auth import TokenError
 from epp.observe.exposition import Exposition, Gauge
@@ -111,8 +108,8 @@ class Picker:
             self._directory = Directory(settings.resources, settings.pool_namespace, on_objects)
         self.pools = Pools(settings.pool_namespace, self._pool)
         self._spread = Spread(self.pools.replace, alone=settings.only_pool is not None)
-        self._cluster: Cluster | Selected | None = None
-        self._discovery = self._discover(configuration)
+        self._home = self._find_home(configuration)
+        self._discovery: DiscoverySource = self._home or self._discover(configuration)
         self._serve_pools()
         self._health = Health(self.serving, sorted(READINESS | {LIVENESS}))
         self._routes = {PROCESS: self._process(), **self._health.routes()}
@@ -126,7 +123,7 @@ class Picker:
             self._exposition(configuration).pieces,
             lambda: self.serving("") is True,
             pages(self.pools, self.resources, self.quota),
-            admits=self._trust.tokens.admits if self._trust.tokens is not None else None,
+            judge=self._trust.judge or (self._home.judge if self._home is not None else None),
         )
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -173,6 +170,8 @@ class Picker:
         # At once: when Envoy sees that we stop, it calls off what is undecided, and who waits would go on to any server unasked.
         self.pools.drain(asyncio.get_running_loop().time())
         log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
+        if self._home is not None:
+            await self._home.release()
         await asyncio.sleep(notice_s)
         await self._server.stop(grace_s)
         await self.close()
@@ -197,7 +196,7 @@ class Picker:
             return True
         if service not in READINESS:
             return None
-        return self._ready and not self._draining and (self._cluster is None or self._cluster.ready)
+        return self._ready and not self._draining and (self._home is None or self._home.ready)
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -214,7 +213,7 @@ class Picker:
         )
 
     def _pool(self, name: str) -> Pool:
-        follows = self._directory is not None or isinstance(self._cluster, Cluster)
+        follows = self._directory is not None or (self._home is not None and self._home.tells_of_objects)
         return Pool(name, self._shared, self.resources.of(name) if follows else None)
 
     def _process(self) -> OpenSession:
@@ -234,41 +233,24 @@ class Picker:
 
         return opened
 
+    def _find_home(self, configuration: Configuration) -> Home | None:
+        """Kubernetes, where nothing nearer says who the endpoints are."""
+        settings = self._settings
+        if settings.endpoints or configuration.discovery is not None or not settings.names_pods:
+            return None
+        on_objects = partial(self._resources_changed, Source.KUBERNETES)
+        faults = self.incidents.degraded
+        return Home(settings, on_objects, self.pools.replace, on_change=self._may_serve, faults=faults)
+
     def _discover(self, configuration: Configuration) -> DiscoverySource:
         if self._settings.endpoints:
             return StaticDiscovery(self._settings.endpoints, self._spread.endpoints)
         if configuration.discovery is not None:
             discovery = configuration.discovery
             return FileDiscovery(discovery.path, self._spread.endpoints, watch_file=discovery.watch_file)
-        if self._settings.names_pods:
-            self._cluster = self._watched()
-            return self._cluster
         raise DiscoveryError(
             "no endpoints: name them with --endpoint host:port (repeated), name a pool of Kubernetes with --pool-name, or "
             "configure file-discovery (dataLayer.discovery in --config-file)"
-        )
-
-    def _watched(self) -> Cluster | Selected:
-        """Kubernetes as the source of pools and endpoints. Raises StartError."""
-        # Not of --seed: replicas that are started alike must not ask alike.
-        settings, rng = self._settings, random.Random()
-        namespace, faults = settings.pool_namespace, self.incidents.degraded
-        api = Api(credentials_of(settings), asyncio.get_running_loop().time)
-        if settings.endpoint_selector:
-            name = settings.selection.names[0]
-            pods = PodDiscovery(
-                api, namespace, partial(self.pools.replace, name), on_synced=self._may_serve, faults=faults, rng=rng
-            )
-            return Selected(pods, settings.endpoint_selector, settings.endpoint_target_ports)
-        return Cluster(
-            api,
-            namespace,
-            partial(self._resources_changed, Source.KUBERNETES),
-            self.pools.replace,
-            pool_group=settings.pool_group or "",
-            on_ready=self._may_serve,
-            faults=faults,
-            rng=rng,
         )
 
     def _may_serve(self) -> None:
@@ -283,8 +265,8 @@ class Picker:
         for pool in self.pools.serve(described):
             if self._ready:
                 self._start_late(pool)
-        if self._cluster is not None:
-            self._cluster.pools(described)
+        if self._home is not None:
+            self._home.pools(described)
             return
         self._spread.pools({name: one.selector if one is not None else {} for name, one in described.items()})
 

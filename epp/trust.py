@@ -6,7 +6,8 @@ import datetime
 import logging
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 
 from epp.extproc import tls
@@ -48,6 +49,18 @@ class Trust:
     def follows(self) -> bool:
         """Whether calling `look` now and then is of use."""
         return bool(self._followers) or self.tokens is not None
+
+    @property
+    def judge(self) -> Callable[[str, str], Awaitable[HTTPStatus]] | None:
+        """Who may read metrics, by the token file; None where there is none."""
+        tokens = self.tokens
+        if tokens is None:
+            return None
+
+        async def judged(authorization: str, path: str) -> HTTPStatus:
+            return HTTPStatus.OK if tokens.admits(authorization) else HTTPStatus.UNAUTHORIZED
+
+        return judged
 
     def server(
         self, routes: Mapping[str, OpenSession], limits: Limits, on_limit: Callable[[str], None] | None = None

@@ -20,7 +20,7 @@ class FakeApi:
     """Collections by path. A collection is there once it was `install`ed or something was `put` into it.
 
     `refuse` is the status for every question, where not 0; `tokens` are those that are taken, all where empty; `silent` lets
-    questions wait; `garbage` is the body of every answer, where not empty. `post` answers what is created. `asked` holds
+    questions wait; `documents` are answered as they are, by path; `garbage` is the body of every answer, where not empty. `post` answers what is created. `asked` holds
     each question as method, path and parameters; `tokens_seen` the token of each.
     """
 
@@ -28,6 +28,7 @@ class FakeApi:
         self.version = 10
         self.compacted = 0
         self.collections: dict[str, dict[str, Object]] = {}
+        self.documents: dict[str, Object] = {}
         self.history: list[tuple[int, str, str, Object]] = []
         self.refuse = 0
         self.silent = False
@@ -136,6 +137,8 @@ class FakeApi:
             _send(writer, self.refuse, _status(self.refuse))
         elif method != "GET":
             _send(writer, 201, json.dumps(self.post(url.path, json.loads(body))).encode())
+        elif url.path in self.documents:
+            _send(writer, 200, json.dumps(self.documents[url.path]).encode())
         elif url.path not in self.collections:
             _send(writer, 404, _status(404))
         elif "watch" in parameters:

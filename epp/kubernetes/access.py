@@ -299,9 +299,13 @@ def _show(tls: ssl.SSLContext, certificate: str, key: str, path: Path) -> None:
 
 def _decoded(data: str, path: Path) -> str:
     try:
-        return base64.b64decode(data, validate=False).decode()
+        text = base64.b64decode("".join(data.split()), validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
-        raise AccessError(f"{path}: certificate data is not PEM in base64") from None
+        text = ""
+    # What is empty would be taken for "any authority that the system trusts".
+    if "-----BEGIN" not in text:
+        raise AccessError(f"{path}: certificate data is not PEM in base64")
+    return text
 
 
 def _text(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from ssl import SSLContext
@@ -27,6 +27,14 @@ OPEN = frozenset(("/healthz", "/readyz"))
 
 Answer = tuple[int, str, bytes]
 """Status, content type, body."""
+
+Judge = Callable[[str, str], Awaitable[HTTPStatus]]
+
+REFUSALS: Mapping[HTTPStatus, bytes] = {
+    HTTPStatus.UNAUTHORIZED: b"a bearer token is needed\n",
+    HTTPStatus.FORBIDDEN: b"this token may not read this\n",
+    HTTPStatus.SERVICE_UNAVAILABLE: b"whether this token may read this cannot be told now\n",
+}
 
 Route = Callable[[], Answer]
 Page = Callable[[str], tuple[str, Iterator[bytes]]]
@@ -52,8 +60,8 @@ class ObservationServer:
 
     `metrics` makes the metrics page for an Accept header as content type and pieces (`Exposition.pieces`); between two
     pieces the loop does other work. `ready` is asked by `/readyz`. A route that raises is answered with 500 and logged.
-    `admits`, where given, judges the Authorization header ("" for none) of everything but `/healthz` and `/readyz`, and of
-    paths that do not exist: a stranger learns nothing from the difference.
+    `judge`, where given, gets the Authorization header ("" for none) and the path of everything but `/healthz` and `/readyz`,
+    and of paths that do not exist: a stranger learns nothing from the difference. It answers OK or a status of `REFUSALS`.
     """
 
     def __init__(
@@ -62,11 +70,11 @@ class ObservationServer:
         ready: Callable[[], bool],
         routes: Mapping[str, Route] | None = None,
         *,
-        admits: Callable[[str], bool] | None = None,
+        judge: Judge | None = None,
         idle_s: float = IDLE_S,
     ) -> None:
         self._metrics = metrics
-        self._admits = admits
+        self._judge = judge
         self._idle_s = idle_s
         self._routes: dict[str, Route] = {
             "/healthz": lambda: (200, TEXT, b"ok\n"),
@@ -132,12 +140,10 @@ class ObservationServer:
         return request.keep_alive
 
     async def _answer(self, request: _Request) -> Answer:
-        if (
-            self._admits is not None
-            and request.path not in OPEN
-            and not self._admits(request.headers.get("authorization", ""))
-        ):
-            return 401, TEXT, b"a bearer token is needed\n"
+        if self._judge is not None and request.path not in OPEN:
+            verdict = await self._judge(request.headers.get("authorization", ""), request.path)
+            if verdict is not HTTPStatus.OK:
+                return verdict, TEXT, REFUSALS[verdict]
         is_metrics = request.path == "/metrics"
         route = self._routes.get(request.path)
         if route is None and not is_metrics:

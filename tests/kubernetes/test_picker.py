@@ -237,3 +237,54 @@ def test_the_crds_fill_in_what_a_gateway_expects(with_crds: Cluster, namespace: 
     assert pool["spec"]["appProtocol"] == "http"
     ref = pool["spec"]["endpointPickerRef"]
     assert (ref["group"], ref["kind"], ref["failureMode"]) == ("", "Service", "FailClose")
+
+
+def test_only_who_may_reads_metrics(with_crds: Cluster, namespace: str, watch: Watch) -> None:
+    cluster = with_crds
+    reader = cluster.account_token(namespace, "reader")
+    stranger = cluster.account_token(namespace, "stranger")
+    cluster.apply(
+        a_pool(namespace),
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": f"{namespace}-reader"},
+            "rules": [{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}],
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": f"{namespace}-reader"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": f"{namespace}-reader"},
+            "subjects": [{"kind": "ServiceAccount", "name": "reader", "namespace": namespace}],
+        },
+    )
+    picker = watch("--pool-name=llama", "--metrics-endpoint-auth=true")
+    until(lambda: picker.ready)
+    assert picker.page("/metrics")[0] == 401
+    assert picker.page("/metrics", "nonsense")[0] == 401
+    assert picker.page("/metrics", stranger)[0] == 403
+    status, page = picker.page("/metrics", reader)
+    assert status == 200
+    assert "llm_d_epp" in page
+    assert picker.page("/debug/endpoints", reader)[0] == 403
+
+
+def test_of_two_replicas_one_is_ready_and_the_other_takes_over(
+    with_crds: Cluster, namespace: str, watch: Watch
+) -> None:
+    with_crds.apply(a_pool(namespace))
+    one = watch("--pool-name=llama", "--ha-enable-leader-election", "--drain-timeout=1s")
+    until(lambda: one.ready)
+    two = watch("--pool-name=llama", "--ha-enable-leader-election")
+    until(lambda: "following the pods" in two.log)
+    assert not two.ready
+    one.process.stop()
+    until(lambda: two.ready)
+
+
+def test_replicas_are_all_ready_by_default(with_crds: Cluster, namespace: str, watch: Watch) -> None:
+    with_crds.apply(a_pool(namespace))
+    replicas = [watch("--pool-name=llama") for _ in range(2)]
+    for replica in replicas:
+        until(partial(lambda replica: replica.ready, replica))
