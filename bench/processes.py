@@ -148,7 +148,10 @@ def envoy_config(
     eds: Path | None = None,
     edit: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """A shipped Envoy configuration with only its addresses (and `edit`) changed, everything on loopback."""
+    """A shipped Envoy configuration with only its addresses (and `edit`) changed, everything on loopback.
+
+    `{pool}` in `eds` stands for each cluster's name.
+    """
     config: dict[str, Any] = yaml.safe_load(source.read_text())
     config["admin"]["address"]["socket_address"]["port_value"] = admin
     resources = config["static_resources"]
@@ -160,7 +163,7 @@ def envoy_config(
             endpoint["address"]["socket_address"]["port_value"] = picker
         if cluster["type"] == "EDS" and eds is not None:
             cluster["eds_cluster_config"]["eds_config"]["path_config_source"] = {
-                "path": str(eds),
+                "path": str(eds).replace("{pool}", cluster["name"]),
                 "watched_directory": {"path": str(eds.parent)},
             }
     if edit is not None:
