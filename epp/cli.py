@@ -633,21 +633,73 @@ FLAGS = (
 )
 
 
+_SHARED = frozenset(
+    ["metrics-port", "host", "transport", "drain-timeout", "grpc-max-recv-msg-size", "max-body-size", "max-connections", "hang-timeout", "secure-serving", "cert-path", "enable-cert-reload", "tls-min-version", "tls-cipher-suites", "client-ca-file", "client-allowed-names", "metrics-cert-dir", "metrics-client-ca-file", "metrics-token-file", "v", "zap-encoder", "zap-log-level", "zap-time-encoding", "metrics-endpoint-auth", "tracing", "enable-pprof", "zap-devel", "zap-stacktrace-level"]
+)
+"""Flags of `epp run` that `epp bbr` has too, to the same effect."""
+
+BBR_FLAGS = (
+    Flag("grpc-port", "Serving", "grpc_port", PORT, "Port of ext_proc.", metavar="PORT", shown="9004"),
+    Flag(
+        "grpc-health-port",
+        "Serving",
+        "grpc_health_port",
+        PORT,
+        "Port of gRPC health checks; any service name will do.",
+        metavar="PORT",
+        shown="9005",
+    ),
+    Flag(
+        "streaming",
+        "Serving",
+        "streaming",
+        BOOL,
+        "Expect bodies in full duplex of an Envoy that does not announce how it sends them; false: buffered.",
+        shown="false",
+    ),
+    Flag(
+        "plugin",
+        "Configuration",
+        "plugins",
+        TEXT,
+        "What to do with a request, in order, as TYPE:NAME or TYPE:NAME:JSON: body-field-to-header with "
+        '{"field_name": ..., "header_name": ...}, or base-model-to-header.',
+        metavar="SPEC",
+        shown="model to X-Gateway-Model-Name, its base model to X-Gateway-Base-Model-Name",
+        repeated=True,
+    ),
+    Flag(
+        "resources",
+        "Configuration",
+        "resources",
+        PATH,
+        "Directory of manifests to follow, of which ConfigMaps with the label inference.networking.k8s.io/bbr-managed count: "
+        "baseModel, and its adapters as a YAML list.",
+        metavar="DIR",
+    ),
+    *(flag for flag in FLAGS if flag.flag.removeprefix("--") in _SHARED),
+)
+
+
 class RunCommand(click.Command):
-    """`epp run`: flags as Go programs take them, and a help text by group."""
+    """A command that serves: flags as Go programs take them, and a help text by group."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, go_style(args))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group in GROUPS:
-            records = [flag.get_help_record(ctx) for flag in FLAGS if flag.group == group]
+            records = [
+                flag.get_help_record(ctx) for flag in self.params if isinstance(flag, Flag) and flag.group == group
+            ]
+            if not records:
+                continue
             title = "Compatibility (accepted, without effect yet)" if group == "Compatibility" else group
             with formatter.section(title):
                 formatter.write_dl(records, col_max=34)
 
 
-_KNOWN = frozenset(option for flag in FLAGS for option in flag.opts)
+_KNOWN = frozenset(option for flag in (*FLAGS, *BBR_FLAGS) for option in flag.opts)
 
 
 def go_style(args: Iterable[str]) -> list[str]:
@@ -668,9 +720,14 @@ def _go_style(arg: str) -> list[str]:
 
 def settings_of(given: dict[str, Any], environment: dict[str, str]) -> Settings:
     """Settings of what click read, by parameter name. Raises ValueError."""
+    return settings.from_flags(_fields(given, FLAGS), environment)
+
+
+def _fields(given: dict[str, Any], flags: Iterable[Flag]) -> dict[str, object]:
+    """What was said by `flags`, by field of `Settings`."""
     fields: dict[str, object] = {}
     notices = []
-    for flag in FLAGS:
+    for flag in flags:
         assert flag.name is not None
         value = given[flag.name]
         if flag.multiple:
@@ -692,7 +749,7 @@ def settings_of(given: dict[str, Any], environment: dict[str, str]) -> Settings:
     if isinstance(ports, tuple):
         fields["endpoint_target_ports"] = tuple(dict.fromkeys(port for part in ports for port in part))
     fields["notices"] = tuple(notice for notice in notices if notice)
-    return settings.from_flags(fields, environment)
+    return fields
 
 
 @click.group(context_settings={"max_content_width": WIDTH, "help_option_names": ["-h", "--help"]})
@@ -715,6 +772,28 @@ def run(**given: Any) -> None:
     from epp import app
 
     sys.exit(app.run(found))
+
+
+@cli.command(
+    cls=RunCommand, params=list(BBR_FLAGS), options_metavar="[FLAGS]", short_help="Route by the body, until SIGTERM."
+)
+def bbr(**given: Any) -> None:
+    """Tell Envoy's routes by headers which model a request asks for, until SIGTERM.
+
+    A body-based router: it reads the model of a request's body and sets X-Gateway-Model-Name and X-Gateway-Base-Model-Name, by which
+    an HTTPRoute finds the pool. It changes no byte of a body. Where the picker is called with every request anyway,
+    epp run --body-based-routing does the same in that call.
+    """
+    try:
+        fields = _fields(given, BBR_FLAGS)
+        plugins = fields.pop("plugins", ())
+        found = settings.from_router_flags(fields, dict(os.environ))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    from epp.bbr import app
+
+    assert isinstance(plugins, tuple)
+    sys.exit(app.run(found, plugins))
 
 
 @cli.command(short_help="Tell whether configuration files are sound.")

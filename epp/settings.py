@@ -224,6 +224,20 @@ def _check_pools(settings: Settings) -> None:
             raise ValueError(f"--endpoint {endpoint} does not say of which pool it is: write NAME={endpoint}")
 
 
+def from_router_flags(flags: Mapping[str, object], environment: Mapping[str, str]) -> Settings:
+    """The same of `epp bbr`, which has fewer flags and other defaults."""
+    if flags.get("metrics_client_ca_file") is not None and flags.get("metrics_cert_dir") is None:
+        raise ValueError("--metrics-client-ca-file needs --metrics-cert-dir: clients show certificates only over TLS")
+    _check_trust(flags)
+    given = dict(flags)
+    mode = "full-duplex" if given.pop("streaming", False) else "buffered"
+    ports = {"grpc_port": 9004, "grpc_health_port": 9005, "default_body_mode": mode}
+    try:
+        return msgspec.convert({**ports, **_environment(environment), **given}, Settings)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+
+
 def _check_trust(flags: Mapping[str, object]) -> None:
     """Raises ValueError where trust was asked for that would not be there."""
     if flags.get("client_allowed_names") and flags.get("client_ca_file") is None:

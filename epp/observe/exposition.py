@@ -12,14 +12,13 @@ from importlib.metadata import version
 
 import msgspec
 import numpy as np
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import choose_encoder
 
 from epp.drops import OUTCOMES
 from epp.endpoint import Endpoint, Endpoints, FloatArray
 from epp.observe import metrics as record
 from epp.observe.metrics import Bounds, Metrics, Row, Series
-from epp.observe.text import Family, Histogram, Labels, Values, added, merged, summed, write
+from epp.observe.page import MetricsPage
+from epp.observe.text import Family, Histogram, Labels, Values, added, merged, summed
 
 MODEL = ("model_name", "target_model_name")
 FLOW = (*MODEL, "fairness_id", "priority")
@@ -158,29 +157,16 @@ class Exposition:
         self._prefix_index_size = prefix_index_size
         self._gauges = gauges
         self._build = build if build is not None else Build()
-        self._process = CollectorRegistry(auto_describe=False)
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self._process)
+        self._page = MetricsPage(self.families)
 
     def pieces(self, accept: str) -> tuple[str, Iterator[bytes]]:
-        """The whole page in the format that `accept` (an HTTP header value) asks for: content type, and its pieces.
-
-        A piece is one metric family: a page of many models takes tens of milliseconds to write, and a caller on an
-        event loop can do something else between two pieces.
-        """
-        encode, content_type = choose_encoder(accept)
-        return content_type, self._write(encode, content_type.startswith("application/openmetrics-text"))
+        """As `MetricsPage.pieces`."""
+        return self._page.pieces(accept)
 
     def render(self, accept: str = "") -> tuple[str, bytes]:
         """The whole page at once: content type and text."""
         content_type, pieces = self.pieces(accept)
         return content_type, b"".join(pieces)
-
-    def _write(self, encode: Callable[[CollectorRegistry], bytes], openmetrics: bool) -> Iterator[bytes]:
-        for family in self.families():
-            yield write(family, openmetrics=openmetrics).encode()
-        # With the end mark of OpenMetrics.
-        yield encode(self._process)
 
     def families(self) -> Iterator[Family]:
         """Everything but the process's own metrics."""

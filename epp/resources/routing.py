@@ -54,6 +54,11 @@ class Routing:
             asked = next((one for one in way.match.headers if one[0] in (MODEL_HEADER, BASE_MODEL_HEADER)), None)
             (self._others if asked is None else self._keyed.setdefault(asked, [])).append(way)
 
+    @property
+    def known(self) -> int:
+        """How many models and adapters have a base model."""
+        return len(self._bases)
+
     def base(self, model: str) -> str:
         """The base model of an adapter, or of itself; "" where nothing is known of it."""
         return self._bases.get(model, "")
