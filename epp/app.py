@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import gc
 import logging
-import os
 import random
-import signal
-import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 
@@ -19,7 +14,6 @@ import uvloop
 
 from epp.assembly import (
     StartError,
-    limits_of,
     quota_of,
     read_configuration,
     stale_after_s,
@@ -33,10 +27,7 @@ from epp.discovery.static import StaticDiscovery
 from epp.dispatcher import Account
 from epp.extproc.events import Dispatcher
 from epp.extproc.exchange import BODY_LIMIT_BYTES
-from epp.extproc.health import Health
-from epp.extproc.reflection import reflection
 from epp.extproc.room import DEFAULT_BYTES, Room
-from epp.extproc.server import Http2Server
 from epp.extproc.session import Stopwatch, open_session
 from epp.extproc.tls import TlsError
 from epp.extproc.transport import OpenSession, Session, Stream
@@ -46,7 +37,6 @@ from epp.incidents import Incidents
 from epp.observe import logs
 from epp.observe.auth import TokenError
 from epp.observe.exposition import Exposition, Gauge
-from epp.observe.http import ObservationServer
 from epp.observe.logs import DecisionLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
@@ -54,22 +44,16 @@ from epp.pages import pages
 from epp.pipeline import PluginFaults
 from epp.pool import Pool, Shared
 from epp.pools import Pools
+from epp.ports import Ports, serve
 from epp.pressure import Pressure
 from epp.resources.directory import Directory, ResourcesError
 from epp.resources.objects import Resource
 from epp.resources.store import Source, Store
 from epp.settings import Settings
-from epp.trust import LOOK_INTERVAL_S, Trust
+from epp.trust import Trust
 from epp.watch import LoopWatch
 
 log = logging.getLogger("epp")
-
-PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
-READINESS = frozenset({"", "readiness", "inference-extension", "envoy.service.ext_proc.v3.ExternalProcessor"})
-LIVENESS = "liveness"
-
-NOTICE_S = 5.0
-"""After SIGTERM health says NOT_SERVING and calls are still taken for this long: Envoy's two missed checks, 2 s apart."""
 
 
 class Picker:
@@ -77,8 +61,7 @@ class Picker:
 
     def __init__(self, settings: Settings, configuration: Configuration) -> None:
         self._settings = settings
-        self._draining = False
-        self._ready = False
+        self._started = False
         self._served = False
         self.metrics = Metrics()
         self.incidents = Incidents(self.metrics)
@@ -111,92 +94,64 @@ class Picker:
         self._home = self._find_home(configuration)
         self._discovery: DiscoverySource = self._home or self._discover(configuration)
         self._serve_pools()
-        self._health = Health(self.serving, sorted(READINESS | {LIVENESS}))
-        self._routes = {PROCESS: self._process(), **self._health.routes()}
-        self._routes |= reflection(self._routes)
-        self._trust = Trust(settings, self.metrics)
-        self._trust_timer: asyncio.TimerHandle | None = None
-        limits = limits_of(settings)
-        self._server = self._trust.server(self._routes, limits, self.incidents.limited)
-        self._health_server = Http2Server(self._health.routes(), limits, on_limit=self.incidents.limited)
-        self._observation = ObservationServer(
-            self._exposition(configuration).pieces,
-            lambda: self.serving("") is True,
+        trust = Trust(settings, self.metrics)
+        self.exposition = self._exposition(configuration, trust)
+        self.ports = Ports(
+            settings,
+            trust,
+            self.incidents,
+            self._process(),
+            self.exposition.pieces,
             pages(self.pools, self.resources, self.quota),
-            judge=self._trust.judge or (self._home.judge if self._home is not None else None),
+            ready=self._is_ready,
+            judge=trust.judge or (self._home.judge if self._home is not None else None),
         )
 
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Returns when requests are answered. Raises StartError, ResourcesError, DiscoveryError, TlsError."""
-        settings = self._settings
-        host, health, metrics, grpc = (
-            settings.host,
-            settings.grpc_health_port,
-            settings.metrics_port,
-            settings.grpc_port,
-        )
         if self._directory is not None:
             self._directory.start()
         for pool in self.pools:
             pool.start()
         await self._discovery.start()
-        health = await _bound("--grpc-health-port", host, health, self._health_server.start(host, health))
-        context = self._trust.metrics_context()
-        metrics = await _bound("--metrics-port", host, metrics, self._observation.start(host, metrics, context))
-        grpc = await _bound("--grpc-port", host, grpc, self._server.start(host, grpc))
-        if self._trust.follows:
-            self._follow_trust()
+        bound = await self.ports.open()
         self._watch.start()
-        self._ready = True
-        self._health.changed()
-        self._served = bool(self.serving(""))
-        state = "ready" if self._served else "waiting for Kubernetes to tell of the pool"
+        self._started = True
+        self._served = self._is_ready()
         log.info(
             "%s: %d endpoints; ext_proc on %d%s, health on %d, metrics on %d",
-            state,
+            "ready" if self._served else "waiting for Kubernetes to tell of the pool",
             sum(len(pool.endpoints) for pool in self.pools),
-            grpc,
-            " (TLS)" if settings.secure_serving else "",
-            health,
-            metrics,
+            bound.grpc,
+            " (TLS)" if self._settings.secure_serving else "",
+            bound.health,
+            bound.metrics,
         )
 
     async def stop(self, notice_s: float, grace_s: float) -> None:
         """Say at once that we stop, take calls for `notice_s` more, let open ones go on for `grace_s`, then `close`."""
-        self._draining = True
-        self._health.changed()
+        self.ports.drain()
         # At once: when Envoy sees that we stop, it calls off what is undecided, and who waits would go on to any server unasked.
         self.pools.drain(asyncio.get_running_loop().time())
         log.info("draining: open exchanges have up to %.0f s", notice_s + grace_s)
         if self._home is not None:
             await self._home.release()
         await asyncio.sleep(notice_s)
-        await self._server.stop(grace_s)
+        await self.ports.stop(grace_s)
         await self.close()
         log.info("stopped")
 
     async def close(self) -> None:
         """End everything now. Safe to call twice, and after a `start` that failed."""
-        await self._server.stop(0.0)
+        await self.ports.stop(0.0)
         self._watch.stop()
-        if self._trust_timer is not None:
-            self._trust_timer.cancel()
         await self._discovery.close()
         if self._directory is not None:
             await self._directory.close()
         await self.pools.close()
-        await self._observation.close()
-        await self._health_server.stop(0.0)
-
-    def serving(self, service: str) -> bool | None:
-        """The health service's answer; None for a name nobody knows."""
-        if service == LIVENESS:
-            return True
-        if service not in READINESS:
-            return None
-        return self._ready and not self._draining and (self._home is None or self._home.ready)
+        await self.ports.close()
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -253,17 +208,20 @@ class Picker:
             "configure file-discovery (dataLayer.discovery in --config-file)"
         )
 
+    def _is_ready(self) -> bool:
+        return self._home is None or self._home.ready
+
     def _may_serve(self) -> None:
         """Whether requests can be answered may be different now."""
-        if self.serving("") and not self._served:
+        if self.ports.serving("") and not self._served:
             self._served = True
             log.info("synced: %d endpoints", sum(len(pool.endpoints) for pool in self.pools))
-        self._health.changed()
+        self.ports.changed()
 
     def _serve_pools(self) -> None:
         described = {name: self.resources.of(name).pool for name in self.resources.served}
         for pool in self.pools.serve(described):
-            if self._ready:
+            if self._started:
                 self._start_late(pool)
         if self._home is not None:
             self._home.pools(described)
@@ -284,11 +242,7 @@ class Picker:
         if change.changed:
             self._serve_pools()
 
-    def _follow_trust(self) -> None:
-        self._trust.look()
-        self._trust_timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._follow_trust)
-
-    def _exposition(self, configuration: Configuration) -> Exposition:
+    def _exposition(self, configuration: Configuration, trust: Trust) -> Exposition:
         queues = configuration.flow is not None
         return Exposition(
             self.metrics,
@@ -298,7 +252,7 @@ class Picker:
             prefix_index_size=lambda: float(sum(len(pool.index) for pool in self.pools)),
             more=(lambda: chain.from_iterable(pool.flow.families(pool.look) for pool in self.pools),) if queues else (),
             gauges=(
-                *self._trust.gauges(),
+                *trust.gauges(),
                 Gauge("epp_loop_lag_seconds", "How late the event loop is, smoothed.", lambda: self.pressure.lag_s),
                 Gauge(
                     "epp_pressure_step",
@@ -307,58 +261,6 @@ class Picker:
                 ),
             ),
         )
-
-
-async def _bound(flag: str, host: str | None, port: int, listening: Awaitable[int]) -> int:
-    """The port that `listening` got. Raises StartError."""
-    try:
-        return await listening
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-        advice = {
-            errno.EACCES: f"choose a port from 1024 on with {flag}",
-            errno.EADDRNOTAVAIL: "--host names no address of this machine",
-            socket.EAI_NONAME: "--host names no address that can be found",
-        }.get(
-            error.errno or 0,
-            f"stop what listens there (`ss -ltnp 'sport = :{port}'` names it) or choose another port with {flag}",
-        )
-        raise StartError(f"cannot listen on {host or 'any address'}, port {port}: {reason}; {advice}") from error
-
-
-async def _serve(settings: Settings, configuration: Configuration) -> None:
-    loop = asyncio.get_running_loop()
-    told: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Before anything else: the first process of a container has no default action for either.
-        loop.add_signal_handler(number, told.put_nowait, number)
-    picker = Picker(settings, configuration)
-    try:
-        await picker.start()
-        await _until_told(picker, settings, told)
-    finally:
-        await picker.close()
-
-
-async def _until_told(picker: Picker, settings: Settings, told: asyncio.Queue[signal.Signals]) -> None:
-    # What lives now lives for good: the collector need not walk it again and again. A request makes about a hundred objects
-    # that reference counts take away; the default threshold of 700 would look for cycles after every seventh.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-    first = await told.get()
-    # Ctrl-C is a person who waits; SIGTERM an orchestrator whose proxies have yet to notice.
-    notice_s = 0.0 if first is signal.SIGINT else min(NOTICE_S, settings.drain_timeout_s / 2)
-    stopping = asyncio.ensure_future(picker.stop(notice_s, settings.drain_timeout_s - notice_s))
-    again = asyncio.ensure_future(told.get())
-    await asyncio.wait((stopping, again), return_when=asyncio.FIRST_COMPLETED)
-    again.cancel()
-    if not stopping.done():
-        log.warning("told to end twice: ending at once")
-        stopping.cancel()
-        await asyncio.wait((stopping,))
-        return
-    await stopping
 
 
 def run(settings: Settings) -> int:
@@ -370,7 +272,7 @@ def run(settings: Settings) -> int:
         configuration = read_configuration(settings)
         for warning in configuration.warnings:
             log.warning("%s", warning)
-        uvloop.run(_serve(settings, configuration))
+        uvloop.run(serve(lambda: Picker(settings, configuration), settings.drain_timeout_s))
     except ConfigurationError as error:
         for problem in error.problems:
             log.error("the configuration cannot be used: %s", problem)

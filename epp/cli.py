@@ -634,7 +634,35 @@ FLAGS = (
 
 
 _SHARED = frozenset(
-    ["metrics-port", "host", "transport", "drain-timeout", "grpc-max-recv-msg-size", "max-body-size", "max-connections", "hang-timeout", "secure-serving", "cert-path", "enable-cert-reload", "tls-min-version", "tls-cipher-suites", "client-ca-file", "client-allowed-names", "metrics-cert-dir", "metrics-client-ca-file", "metrics-token-file", "v", "zap-encoder", "zap-log-level", "zap-time-encoding", "metrics-endpoint-auth", "tracing", "enable-pprof", "zap-devel", "zap-stacktrace-level"]
+    [
+        "metrics-port",
+        "host",
+        "transport",
+        "drain-timeout",
+        "grpc-max-recv-msg-size",
+        "max-body-size",
+        "max-connections",
+        "hang-timeout",
+        "secure-serving",
+        "cert-path",
+        "enable-cert-reload",
+        "tls-min-version",
+        "tls-cipher-suites",
+        "client-ca-file",
+        "client-allowed-names",
+        "metrics-cert-dir",
+        "metrics-client-ca-file",
+        "metrics-token-file",
+        "v",
+        "zap-encoder",
+        "zap-log-level",
+        "zap-time-encoding",
+        "metrics-endpoint-auth",
+        "tracing",
+        "enable-pprof",
+        "zap-devel",
+        "zap-stacktrace-level",
+    ]
 )
 """Flags of `epp run` that `epp bbr` has too, to the same effect."""
 

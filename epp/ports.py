@@ -20,7 +20,7 @@ from epp.extproc.reflection import reflection
 from epp.extproc.server import Http2Server
 from epp.extproc.transport import OpenSession
 from epp.incidents import Incidents
-from epp.observe.http import ObservationServer, Page, Route
+from epp.observe.http import Judge, ObservationServer, Page, Route
 from epp.settings import Settings
 from epp.trust import LOOK_INTERVAL_S, Trust
 
@@ -46,7 +46,7 @@ class Ports:
     """ext_proc, health checks, and metrics with whatever else may be looked at; and whom each of them believes.
 
     `process` answers ext_proc calls, `page` and `routes` are what the metrics port shows. `ready()` says whether requests can be
-    answered, apart from whether the ports are open; whoever changes that calls `changed`. `all_names`: health answers for
+    answered, apart from whether the ports are open; whoever changes that calls `changed`. `judge` says who may read metrics. `all_names`: health answers for
     any name as for the process.
     """
 
@@ -60,6 +60,7 @@ class Ports:
         routes: Mapping[str, Route] | None = None,
         *,
         ready: Callable[[], bool] = lambda: True,
+        judge: Judge | None = None,
         all_names: bool = False,
     ) -> None:
         self._settings = settings
@@ -75,11 +76,11 @@ class Ports:
         limits = limits_of(settings)
         self._server = trust.server(self.routes, limits, incidents.limited)
         self._health_server = Http2Server(self._health.routes(), limits, on_limit=incidents.limited)
-        self.observation = ObservationServer(
+        self._observation = ObservationServer(
             page,
             lambda: self.serving("") is True,
             routes,
-            admits=trust.tokens.admits if trust.tokens is not None else None,
+            judge=judge,
         )
 
     def serving(self, service: str) -> bool | None:
@@ -105,7 +106,7 @@ class Ports:
         )
         health = await _bound("--grpc-health-port", host, health, self._health_server.start(host, health))
         context = self._trust.metrics_context()
-        metrics = await _bound("--metrics-port", host, metrics, self.observation.start(host, metrics, context))
+        metrics = await _bound("--metrics-port", host, metrics, self._observation.start(host, metrics, context))
         grpc = await _bound("--grpc-port", host, grpc, self._server.start(host, grpc))
         if self._trust.follows:
             self._follow_trust()
@@ -126,7 +127,7 @@ class Ports:
         """Close what tells of us. Safe to call twice; after `stop`."""
         if self._trust_timer is not None:
             self._trust_timer.cancel()
-        await self.observation.close()
+        await self._observation.close()
         await self._health_server.stop(0.0)
 
     def _follow_trust(self) -> None:

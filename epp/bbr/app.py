@@ -57,7 +57,8 @@ class BodyRouter:
             router, loop.time, settings.default_modes, incidents, settings.max_body_bytes or BODY_LIMIT_BYTES
         )
         page = MetricsPage(self.record.families).pieces
-        self.ports = Ports(settings, Trust(settings, self.metrics), incidents, session, page, all_names=True)
+        trust = Trust(settings, self.metrics)
+        self.ports = Ports(settings, trust, incidents, session, page, judge=trust.judge, all_names=True)
 
     async def start(self) -> None:
         if self._directory is not None:

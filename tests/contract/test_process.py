@@ -18,10 +18,11 @@ from google.protobuf import json_format
 from grpc import aio
 
 from bench.processes import free_port
-from epp.app import PROCESS, Picker
+from epp.app import Picker
 from epp.configuration import load
 from epp.endpoint import Endpoints
 from epp.extproc.health import CHECK
+from epp.ports import PROCESS
 from epp.settings import Settings
 from tests.contract.transports import TRANSPORTS, Talk
 

@@ -20,8 +20,8 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from bench.processes import Process, Stand, free_port
-from epp.app import PROCESS
 from epp.extproc.health import CHECK, WATCH
+from epp.ports import PROCESS
 
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 DESTINATION = "x-gateway-destination-endpoint"

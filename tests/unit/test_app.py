@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from epp.app import PROCESS, READINESS, Picker, run
+from epp.app import Picker, run
 from epp.assembly import StartError, read_configuration
 from epp.configuration import ConfigurationError, load
 from epp.discovery.source import DiscoveryError
@@ -21,6 +21,7 @@ from epp.incidents import Incidents
 from epp.ledger import Ledger
 from epp.observe.metrics import Metrics
 from epp.pool import Pool
+from epp.ports import PROCESS, READINESS
 from epp.prefix.index import PrefixIndex
 from epp.reports import STALLED_SCRAPES, Reports
 from epp.request import BLOCK_BYTES
@@ -162,14 +163,14 @@ def only(whole: Picker) -> Pool:
 class TestHealth:
     @pytest.mark.parametrize("name", sorted(READINESS))
     async def test_a_picker_that_has_not_started_is_not_ready(self, name: str) -> None:
-        assert picker().serving(name) is False
+        assert picker().ports.serving(name) is False
 
     async def test_liveness_is_told_from_the_beginning(self) -> None:
-        assert picker().serving("liveness") is True
+        assert picker().ports.serving("liveness") is True
 
     @pytest.mark.parametrize("name", ["nobody", "Readiness", " ", "envoy.service.ext_proc.v3"])
     async def test_other_names_are_unknown(self, name: str) -> None:
-        assert picker().serving(name) is None
+        assert picker().ports.serving(name) is None
 
     def test_the_names_of_readiness_are_those_that_probes_use(self) -> None:
         service = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
@@ -177,7 +178,7 @@ class TestHealth:
         assert f"/{service}/Process" == PROCESS
 
     async def test_health_is_served_where_ext_proc_is(self) -> None:
-        routes: Mapping[str, object] = picker()._routes
+        routes: Mapping[str, object] = picker().ports.routes
         assert {PROCESS, "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"} <= set(routes)
 
 
@@ -318,7 +319,7 @@ class TestOneCall:
         whole = picker(HEADER + "dataLayer: {injectDefaults: false}\n")
         await whole._discovery.start()
         wire = Wire()
-        session = whole._routes[PROCESS](wire)
+        session = whole.ports.routes[PROCESS](wire)
         message = pb.ProcessingRequest()
         message.request_headers.end_of_stream = True
         message.request_headers.headers.headers.add(key=":method", value="GET")
@@ -339,7 +340,7 @@ class TestOneCall:
     async def test_a_body_beyond_the_limit_is_refused(self) -> None:
         whole = picker(settings=Settings(endpoints=LOCAL.endpoints, secure_serving=False, max_body_bytes=1000))
         wire = Wire()
-        session = whole._routes[PROCESS](wire)
+        session = whole.ports.routes[PROCESS](wire)
         message = pb.ProcessingRequest()
         message.request_headers.headers.headers.add(key=":path", value="/v1/chat/completions")
         session.received(message.SerializeToString())

@@ -45,7 +45,7 @@ def made() -> dict[str, set[str]]:
 
 def page_of(settings: Settings) -> str:
     configuration = read_configuration(settings)
-    return Picker(settings, configuration)._exposition(configuration).render("")[1].decode()
+    return Picker(settings, configuration).exposition.render("")[1].decode()
 
 
 def expressions() -> Iterator[tuple[str, str]]:

@@ -15,9 +15,10 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import json_format
 
-from epp.app import PROCESS, Picker
+from epp.app import Picker
 from epp.assembly import read_configuration
 from epp.endpoint import Adapters, Report
+from epp.ports import PROCESS
 from epp.resources.document import read_manifest
 from epp.resources.store import Source
 from epp.settings import Settings, from_flags
@@ -65,7 +66,7 @@ class Call:
     ) -> None:
         self.wire = Wire()
         self.wire.metadata = metadata or {}
-        self.session = whole._routes[PROCESS](self.wire)
+        self.session = whole.ports.routes[PROCESS](self.wire)
         message = pb.ProcessingRequest()
         for name, value in ((":path", "/v1/chat/completions"), (":method", "POST")):
             message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
@@ -364,7 +365,7 @@ class TestMetrics:
     async def test_every_pool_by_its_name_and_each_family_once(self) -> None:
         whole = await serving(settings(*TWO, config_text=NO_SCRAPING + "featureGates: [flowControl]\n"))
         Call(whole, metadata={b"x-gateway-inference-pool": b"spanish"})
-        page = b"".join(whole._observation._metrics("")[1]).decode()
+        page = whole.exposition.render("")[1].decode()
         assert 'inference_pool_ready_pods{name="english"} 0' in page
         assert 'epp_pool_endpoints{name="spanish"} 1' in page
         assert 'epp_pool_requests_total{name="spanish",by="call"} 1' in page
@@ -379,7 +380,7 @@ class TestMetrics:
         whole = await TestComingAndGoing().serving(tmp_path, pool("x", "epp", app="a"), pool("y", "epp", app="a"))
         for name in (b"x", b"y"):
             Call(whole, metadata={b"x-gateway-inference-pool": name})
-        page = b"".join(whole._observation._metrics("")[1]).decode()
+        page = whole.exposition.render("")[1].decode()
         lines = [line for line in page.splitlines() if line.startswith("llm_d_epp_inflight_requests{")]
         assert len(lines) == 1
         assert lines[0].endswith(" 2.0") or lines[0].endswith(" 2")
