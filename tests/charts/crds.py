@@ -1,4 +1,4 @@
-"""Definitions of the custom resources that the charts render, as strict as their owners': a field that is not here is refused.
+"""Definitions of the custom resources of others that the charts render, strict about fields.
 
 Written from each project's reference, with the fields that we use and those beside them that catch a slip.
 """
@@ -24,9 +24,8 @@ def one_of(*values: str) -> Schema:
 
 
 def a(*required: str, **fields: Schema) -> Schema:
-    """An object; in names of fields `_` stands before what Python keeps for itself."""
-    properties = {name.removeprefix("_"): schema for name, schema in fields.items()}
-    return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
+    """An object."""
+    return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
 
 
 def some(items: Schema, least: int = 0, most: int = 64) -> Schema:
@@ -37,38 +36,6 @@ PORT = number(1, 65535)
 TARGET = a("group", "kind", "name", group=STRING, kind=STRING, name=STRING, namespace=STRING)
 SELECTOR = a(matchLabels=LABELS)
 
-POOL_V1 = a(
-    "selector",
-    "targetPorts",
-    selector=a("matchLabels", matchLabels=LABELS),
-    targetPorts=some(a("number", number=PORT), 1, 8),
-    appProtocol=one_of("http", "kubernetes.io/h2c"),
-    endpointPickerRef=a(
-        "name",
-        group=STRING,
-        kind=STRING,
-        name=STRING,
-        port=a("number", number=PORT),
-        failureMode=one_of("FailOpen", "FailClose"),
-    ),
-)
-POOL_V1ALPHA2 = a(
-    "selector",
-    "targetPortNumber",
-    selector=LABELS,
-    targetPortNumber=PORT,
-    extensionRef=a(
-        "name",
-        group=STRING,
-        kind=STRING,
-        name=STRING,
-        portNumber=PORT,
-        failureMode=one_of("FailOpen", "FailClose"),
-    ),
-)
-OBJECTIVE = a(
-    "poolRef", priority=number(-(2**31), 2**31 - 1), poolRef=a("name", group=STRING, kind=STRING, name=STRING)
-)
 ROUTE = a(
     parentRefs=some(a("name", group=STRING, kind=STRING, name=STRING, namespace=STRING, sectionName=STRING)),
     hostnames=some(STRING),
@@ -182,9 +149,6 @@ DESTINATION_RULE = a(
 )
 
 KINDS: tuple[tuple[str, str, str, dict[str, Schema]], ...] = (
-    ("inference.networking.k8s.io", "InferencePool", "inferencepools", {"v1": POOL_V1}),
-    ("inference.networking.x-k8s.io", "InferencePool", "inferencepools", {"v1alpha2": POOL_V1ALPHA2}),
-    ("inference.networking.x-k8s.io", "InferenceObjective", "inferenceobjectives", {"v1alpha2": OBJECTIVE}),
     ("gateway.networking.k8s.io", "HTTPRoute", "httproutes", {"v1": ROUTE}),
     ("gateway.networking.k8s.io", "Gateway", "gateways", {"v1": GATEWAY}),
     ("networking.gke.io", "GCPBackendPolicy", "gcpbackendpolicies", {"v1": BACKEND_POLICY}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from itertools import chain, product
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ import yaml
 from epp import configuration
 from epp.cli import run as run_command
 from epp.cli import settings_of
+from epp.kubernetes.objects import collections, plural
 from epp.settings import Settings
 from tests.charts.arguments import CONFIGS, THEIRS
 from tests.charts.cases import CASES
@@ -141,16 +143,21 @@ def test_a_pod_budget_never_holds_up_the_only_one_that_is_ready(made: Callable[[
     assert one(made("everything"), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 
 
-def test_rights_are_the_kinds_that_are_watched_and_no_more(made: Callable[[str], Made]) -> None:
-    def rights(name: str, role: str) -> set[tuple[str, str]]:
-        rules = one(made(name), "Role", role)["rules"]
-        return {(each, verb) for rule in rules for each in rule["resources"] for verb in rule["verbs"]}
+def rights(made: Made, role: str) -> set[tuple[str, str, str]]:
+    """Group, resource and verb of each."""
+    rules = one(made, "Role", role)["rules"]
+    return set(chain.from_iterable(product(rule["apiGroups"], rule["resources"], rule["verbs"]) for rule in rules))
 
-    watch = ("get", "list", "watch")
-    pool = ("pods", "inferencepools", "inferenceobjectives", "inferencemodelrewrites", "inferencemodels")
-    assert rights("router-gateway", "vllm-qwen3-32b-epp") == {(each, verb) for each in pool for verb in watch}
-    assert rights("without-pool", "pool-epp") == {("pods", verb) for verb in watch}
-    assert {each for each, _ in rights("router-values", "vllm-qwen3-32b-epp")} == {*pool, "leases"}
+
+def test_rights_are_the_kinds_that_are_watched_and_no_more(made: Callable[[str], Made]) -> None:
+    watched = {(group, plural(kind)) for kind, group, _ in collections("inference.networking.k8s.io")}
+    wanted = {(*each, verb) for each in {("", "pods"), *watched} for verb in ("list", "watch")}
+    assert rights(made("router-gateway"), "vllm-qwen3-32b-epp") == wanted
+    assert rights(made("without-pool"), "pool-epp") == {("", "pods", "list"), ("", "pods", "watch")}
+    more = rights(made("router-values"), "vllm-qwen3-32b-epp") - wanted
+    assert {each[:2] for each in more} == {("coordination.k8s.io", "leases")}
+    old = "inference.networking.x-k8s.io"
+    assert (old, "inferencepools", "watch") in rights(made("old-pool"), "pool-epp")
     cluster = one(made("router-gateway"), "ClusterRole")["rules"]
     assert [(rule["resources"], rule["verbs"]) for rule in cluster] == [
         (["tokenreviews"], ["create"]),

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from epp.kubernetes.crds import crds
 from tests.charts.cases import CASES
 from tests.charts.crds import definitions
 from tests.charts.render import ROOT, Made, objects, run
-from tests.cluster import Cluster, Object, Refusal
+from tests.cluster import Cluster, Refusal
 
 
-@pytest.fixture(scope="module")
-def taking(cluster: Cluster) -> Iterator[Cluster]:
-    """The API server, with the kinds that charts render, for as long as these tests last."""
-    kinds = definitions()
-    cluster.apply(*kinds)
-    for kind in kinds:
-        until(lambda: conditions(cluster, kind).get("Established") == "True")  # noqa: B023  # called at once
-    yield cluster
-    for kind in kinds:
-        cluster.delete(kind)
-
-
-def conditions(cluster: Cluster, kind: Object) -> dict[str, str]:
-    status = cluster.request("GET", cluster.path(kind)).get("status", {})
-    return {each["type"]: each["status"] for each in status.get("conditions", [])}
-
-
-def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+@pytest.fixture(scope="session")
+def taking(cluster: Cluster) -> Cluster:
+    """The API server, with the kinds that charts render."""
+    cluster.install(*crds(), *definitions())
+    return cluster
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -3,9 +3,7 @@
 {{- $epp := $router.epp -}}
 {{- if $router.inferencePool.create }}
 - --pool-name={{ .pool }}
-{{- with include "epp.poolGroup" . }}{{ if ne . "inference.networking.k8s.io" }}
-- --pool-group={{ . }}
-{{- end }}{{ end }}
+- --pool-group={{ include "epp.poolGroup" . }}
 {{- else }}
 {{- $labels := list }}
 {{- range $key, $value := $router.modelServers.matchLabels }}{{ $labels = append $labels (printf "%s=%s" $key $value) }}{{ end }}

@@ -11,17 +11,17 @@ kind: Role
 rules:
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 {{- if .router.inferencePool.create }}
 - apiGroups: [{{ include "epp.poolGroup" . }}]
   resources: [inferencepools]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [llm-d.ai, inference.networking.x-k8s.io]
   resources: [inferenceobjectives, inferencemodelrewrites]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [inference.networking.x-k8s.io]
   resources: [inferencemodels]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 {{- end }}
 {{- if .elected }}
 - apiGroups: [coordination.k8s.io]
