@@ -128,6 +128,8 @@ class Pool:
 
     def start(self) -> None:
         """Write what is to be written. Raises StartError."""
+        if self._eds is not None:
+            self._eds.begin()
         if self._decisions is None:
             return
         try:

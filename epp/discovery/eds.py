@@ -60,6 +60,12 @@ class EdsFile:
         self._wanted = eds_document(self.cluster, endpoints)
         return self._write()
 
+    def begin(self) -> None:
+        """Make a file without endpoints where there is none, since Envoy does not start without. One that is there stays as it is: what
+        an earlier process knew is better than nothing."""
+        if not self.path.exists():
+            self.publish(())
+
     def close(self) -> None:
         """Give up on what could not be written. The file stays, so that Envoy keeps its endpoints."""
         if self._timer is not None:

@@ -7,18 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from epp.kubernetes.crds import crds
 from tests.charts.cases import CASES
-from tests.charts.crds import definitions
 from tests.charts.render import ROOT, Made, objects, run
 from tests.cluster import Cluster, Refusal
-
-
-@pytest.fixture(scope="session")
-def taking(cluster: Cluster) -> Cluster:
-    """The API server, with the kinds that charts render."""
-    cluster.install(*crds(), *definitions())
-    return cluster
 
 
 @pytest.mark.parametrize("name", CASES)

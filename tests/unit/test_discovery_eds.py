@@ -83,6 +83,15 @@ async def test_what_an_earlier_process_left_is_not_written_again(tmp_path: Path)
     assert EdsFile(tmp_path / "servers.yaml", cluster="other").publish(servers(1))
 
 
+async def test_it_begins_without_endpoints_where_nobody_left_any(tmp_path: Path) -> None:
+    path = tmp_path / "servers.yaml"
+    EdsFile(path).begin()
+    assert addresses(path.read_text()) == []
+    EdsFile(path).publish(servers(1))
+    EdsFile(path).begin()
+    assert addresses(path.read_text()) == ["10.0.0.1"]
+
+
 async def test_a_missing_directory_is_said_once_and_awaited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "epp.discovery")
     file = EdsFile(tmp_path / "eds" / "servers.yaml", retry_s=0.002)
