@@ -148,6 +148,6 @@ class ProgramAware(Generic[Payload]):
 
 def _norm(values: NDArray[np.float64]) -> float:
     """1 / (most - least of `values`); 0 where all are equal."""
-    # As methods these take 1 µs more each.
-    span = float(np.maximum.reduce(values)) - float(np.minimum.reduce(values))
+    # `max` takes 1 µs, by its index a quarter of that.
+    span = values.item(values.argmax()) - values.item(values.argmin())
     return 1.0 / span if span else 0.0

@@ -112,14 +112,17 @@ class Scene:
     def origin_of(self, answer: Answer) -> Origin:
         return next(origin for origin in self.origins if origin.name == answer.headers["x-server"])
 
-    def metric(self, name: str) -> float:
-        """Sum over all series of `name` on the picker's metrics page."""
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum over all series of `name` that have `labels`, on the picker's metrics page."""
         connection = http.client.HTTPConnection("127.0.0.1", self.metrics, timeout=10)
         connection.request("GET", "/metrics")
         page = connection.getresponse().read().decode()
         connection.close()
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
         return sum(
-            float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} "))
+            float(line.rsplit(" ", 1)[1])
+            for line in page.splitlines()
+            if line.startswith((f"{name}{{", f"{name} ")) and all(label in line for label in wanted)
         )
 
     def picker_answers(self) -> bool:

@@ -5,6 +5,7 @@ control. The request's own header `x-answer` says how to answer:
 
 - `json` (default): one JSON object; `sse:N`: N events, then `[DONE]`; `trailers`: chunked JSON with trailers
 - `die:N`: N events, then the connection is reset; `slow:N`: N events 50 ms apart; `status:C`: an error of status C
+- `turn`: nothing until `turn`, which lets one go on, then JSON
 - `late`: nothing until `release`, then JSON; `hold:N`: one event, then nothing until `release`, then N events and the end
 """
 
@@ -55,8 +56,10 @@ class Origin:
         self.reports = True
         """False: its metrics page fails."""
         self.scrapes = 0
+        self.waits_for_turn = 0
         self._busy: set[asyncio.StreamWriter] = set()
         self._gate = asyncio.Event()
+        self._turns = asyncio.Semaphore(0)
         self._loop = asyncio.new_event_loop()
         listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = listener.getsockname()[1]
@@ -84,6 +87,10 @@ class Origin:
     def release(self) -> None:
         """Let every answer that is held go on."""
         self._loop.call_soon_threadsafe(self._gate.set)
+
+    def turn(self) -> None:
+        """Let one answer go on that waits for its turn, or the next that will."""
+        self._loop.call_soon_threadsafe(self._turns.release)
 
     def hold(self) -> None:
         """Hold answers again, those to come."""
@@ -129,6 +136,11 @@ class Origin:
     async def _answer(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         how, _, argument = request.headers.get("x-answer", "json").partition(":")
         if how == "json":
+            await _send(writer, 200, "application/json", self._json(request), {"x-server": self.name})
+        elif how == "turn":
+            self.waits_for_turn += 1
+            await self._turns.acquire()
+            self.waits_for_turn -= 1
             await _send(writer, 200, "application/json", self._json(request), {"x-server": self.name})
         elif how == "late":
             await self._released(reader)

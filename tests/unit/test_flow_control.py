@@ -408,6 +408,48 @@ def test_tokens_are_shared_by_weight() -> None:
     assert 29 <= names(flow)[:40].count("heavy") <= 31
 
 
+@given(
+    st.lists(st.floats(0.1, 10.0), min_size=2, max_size=6),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5000), st.booleans()), min_size=20, max_size=150),
+    st.sampled_from(get_args(Ordering)),
+)
+def test_who_waits_all_the_while_is_within_two_requests_of_its_ideal_share(
+    weights: list[float], arrivals: list[tuple[int, int, bool]], ordering: Ordering
+) -> None:
+    """The ideal is a server that gives each flow that waits its part of every token."""
+    shares = {str(number): weight for number, weight in enumerate(weights)}
+    policies = Policies(fairness="weighted-tokens", ordering=ordering, weights=shares)
+    flow: FlowControl[None] = FlowControl(FlowSettings(default=BandSettings(policies=policies)), 0.0)
+    got = dict.fromkeys(shares, 0)
+    longest = dict.fromkeys(shares, 0)
+    waiting: dict[str, list[Ticket[None]]] = {name: [] for name in shares}
+
+    def submit(name: str, tokens: int) -> None:
+        ticket: Ticket[None] = Ticket(None, fairness_id=name, tokens=tokens)
+        flow.submit(ticket, 0.0)
+        waiting[name].append(ticket)
+        longest[name] = max(longest[name], tokens)
+
+    for name in shares:
+        submit(name, 100)
+    for number, tokens, leaves in arrivals:
+        name = str(number % len(shares))
+        submit(name, tokens)
+        if leaves and len(waiting[name]) > 2:
+            flow.cancel(waiting[name].pop(), 0.0)
+        settled = flow.next(0.0, 0.0)
+        assert settled is not None
+        gone = settled.ticket
+        waiting[gone.fairness_id].remove(gone)
+        got[gone.fairness_id] += gone.tokens
+        if not waiting[gone.fairness_id]:
+            submit(gone.fairness_id, tokens)
+        ideal = sum(got.values()) / sum(shares.values())
+        request = max(longest[one] / shares[one] for one in shares)
+        for one, weight in shares.items():
+            assert abs(got[one] / weight - ideal) <= longest[one] / weight + request + 1e-6
+
+
 def test_leaving_does_not_forgive_what_a_flow_had() -> None:
     flow = control(fairness="weighted-tokens")
     flow.submit(Ticket("greedy", fairness_id="greedy", tokens=1000), 0.0)
