@@ -393,6 +393,7 @@ def test_one_that_runs_gives_way_to_one_that_waits_above_it(monkeypatch: pytest.
     assert hall.metrics.refusals == {}
     hall.now_s += 0.02
     arena.end(account)
+    assert account.evict is None, "a cycle for the collector"
     hall.pump()
     assert waiter.account.endpoint == account.endpoint
     assert hall.in_flight() == 2
