@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SERVERS ?=
+CELLS ?= quick
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= http2 header_block message exchange request answer_body page metrics_answer configuration endpoints
 
@@ -56,6 +57,10 @@ test-faults: $(VENV)/.ready  ## every fault in every phase of a request, against
 bench: $(VENV)/.ready  ## CPU per request, per chunk, idle, memory against the budgets
 	@$(BIN)/python -m bench.cost
 	@$(BIN)/python -m bench.flow
+
+.PHONY: lab
+lab: $(VENV)/.ready  ## every routing policy on every trace under virtual time, a page with plots (CELLS=quick: minutes, full: hours)
+	@$(BIN)/python -m bench.lab $(CELLS)
 
 .PHONY: test-vllm
 test-vllm: $(VENV)/.ready  ## the same against two real vLLM servers on CPU (installs 6 GB)

@@ -46,6 +46,35 @@ def root(seed: int) -> Iterator[Offered]:
         yield _whole(at_s, 8192 + own, rng.randrange(50, 500), blocks)
 
 
+def documents(seed: int) -> Iterator[Offered]:
+    """Questions on documents: rules of 512 tokens, then 5 of 60 documents of 1,024 tokens in any order, a question of 256; answers of 100 to 400.
+
+    Most of a prompt was seen before, little of it behind the same beginning, and only that can be found in a cache.
+    10 requests a second, Poisson; documents are asked for by Zipf's law with exponent 1.
+    """
+    rng = random.Random(seed)
+    fresh = itertools.count(1 << 34)
+    weights = [1 / rank for rank in range(1, 61)]
+    for at_s in _poisson(rng, 10.0):
+        blocks = [*_names(0, 8)]
+        for document in dict.fromkeys(rng.choices(range(1, 61), weights, k=5)):
+            blocks += _names(document, 16)
+        blocks += itertools.islice(fresh, 4)
+        yield _whole(at_s, BLOCK_TOKENS * len(blocks), rng.randrange(100, 400), blocks)
+
+
+def answers(seed: int) -> Iterator[Offered]:
+    """Short prompts of 64 to 512 tokens and answers between a line and a long chain of thought: one in five has 2,000 to 8,000 tokens, the
+    others 10 to 100. Nothing is shared; what a server has to do is nearly all decode. 10 requests a second, Poisson.
+    """
+    rng = random.Random(seed)
+    fresh = itertools.count(1 << 34)
+    for at_s in _poisson(rng, 10.0):
+        tokens = rng.randrange(64, 512)
+        answer = rng.randrange(2000, 8000) if rng.random() < 0.2 else rng.randrange(10, 100)
+        yield _whole(at_s, tokens, answer, list(itertools.islice(fresh, 8)))
+
+
 def adapters(seed: int) -> Iterator[Offered]:
     """64 LoRA adapters, one a tenant, asked for by Zipf's law with exponent 1; 512 tokens of prompt in common within a tenant.
 
@@ -169,6 +198,8 @@ def copies(recorded: Iterable[Offered], seed: int) -> Iterator[Offered]:
 GENERATED: Mapping[str, Callable[[int], Iterator[Offered]]] = {
     "groups": groups,
     "root": root,
+    "documents": documents,
+    "answers": answers,
     "adapters": adapters,
     "sessions": sessions,
 }

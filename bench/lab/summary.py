@@ -18,26 +18,35 @@ _QUANTILES = (0.5, 0.9, 0.99)
 
 
 class Slo(msgspec.Struct, frozen=True):
-    """A request is served well where its first token comes within `first_s` + `per_prompt_token_s` · prompt tokens and each
-    further one within `per_token_s` in the mean."""
+    """A request with n prompt tokens is served well where its first token comes within `first_s` + `per_prompt_token_s` · n +
+    `per_square_s` · n² and each further one within `per_token_s` in the mean."""
 
     first_s: float
     per_prompt_token_s: float
+    per_square_s: float
     per_token_s: float
 
     def holds(self, record: Record) -> bool:
         if record.outcome is not Outcome.DONE:
             return False
-        within = record.ttft_s <= self.first_s + self.per_prompt_token_s * record.prompt_tokens
-        return within and per_token_s(record) <= self.per_token_s
+        n = record.prompt_tokens
+        within_s = self.first_s + (self.per_prompt_token_s + self.per_square_s * n) * n
+        return record.ttft_s <= within_s and per_token_s(record) <= self.per_token_s
 
 
 def usual_slo(profile: Profile) -> Slo:
-    """One second and three times what an idle server needs to prefill the whole prompt; four times its time per token alone."""
-    latency = profile.latency()
-    fresh_s = latency.step_s(8192, 8192 * 8192, 1, 0, 0) / 8192
+    """One second and three times what an idle server needs to prefill the whole prompt; per token four times what it needs alone, but
+    50 ms always do."""
+    latency, n = profile.latency(), 8192
+    fresh_s, twice_attended_s = (latency.step_s(n, times * n * n, 1, 0, 0) for times in (1, 2))
+    square_s = (twice_attended_s - fresh_s) / n**2
     alone_s = latency.step_s(0, 0, 1, 1, 2048)
-    return Slo(first_s=1.0, per_prompt_token_s=3 * fresh_s, per_token_s=4 * alone_s)
+    return Slo(
+        first_s=1.0,
+        per_prompt_token_s=3 * (fresh_s / n - square_s * n),
+        per_square_s=3 * square_s,
+        per_token_s=max(0.05, 4 * alone_s),
+    )
 
 
 class Quantiles(msgspec.Struct, frozen=True):

@@ -17,7 +17,9 @@ from bench.lab.offered import Offered, TraceError
 DIRECTORY = Path(__file__).parent.parent / "traces"
 
 TICK_S = 3.0
-"""Between the arrival times of Mooncake's traces, which come ten at a time."""
+"""Between the arrival times of these traces, which come ten and twenty at a time."""
+
+_TICKING = ("conversation", "toolagent")
 
 FILES = {
     "conversation": "conversation.jsonl.xz",
@@ -39,7 +41,7 @@ def trace(name: str, seed: int = 0) -> Iterator[Offered]:
         return GENERATED[name](seed)
     if name == "agents":
         return copies(read_file(DIRECTORY / "miniswe.jsonl.xz"), seed)
-    if name == "conversation":
+    if name in _TICKING:
         return _jittered(_turned(read_file(DIRECTORY / FILES[name]), seed), random.Random(seed))
     if name in FILES:
         return _turned(read_file(DIRECTORY / FILES[name]), seed)

@@ -16,6 +16,10 @@ LAYER_MS = 0.03209546717
 SEQUENCE_MS = 0.00441684444
 """Scheduler and launch cost of a step, of each layer in it, of each sequence in it (bench/profiles/README.md)."""
 
+EAGER_LAYER_MS = 0.16
+"""Launch cost of each layer in a step that prefills, which no whole CUDA graph covers. Fitted to one published figure, a mean time
+to first token of 31 ms at 1 request a second; where that server saturates then comes out right without a fit (bench/lab/validation.py)."""
+
 FRONTEND_S = 0.0155632
 """Parsing, validation and tokenising before the scheduler sees a request (bench/profiles/README.md)."""
 
@@ -80,6 +84,7 @@ class Latency:
         self._least_prefill_ms = kernels.prefill_ms[0]
         self._least_decode_ms = kernels.decode_ms[0][0]
         self._constant_ms = STEP_MS + LAYER_MS * kernels.layers
+        self._eager_ms = EAGER_LAYER_MS * kernels.layers
         self._by_batch: dict[int, Line] = {}
 
     def step_s(self, prefill_tokens: int, attended: int, sequences: int, decodes: int, context_tokens: int) -> float:
@@ -92,6 +97,7 @@ class Latency:
         if not prefill_tokens:
             return (overhead_ms + self.decode_ms(decodes, context_tokens / decodes)) / 1000
         prefill_ms = self.prefill_ms(prefill_tokens, attended)
+        overhead_ms += self._eager_ms
         if not decodes:
             return (overhead_ms + prefill_ms) / 1000
         decode_ms = self.decode_ms(decodes, context_tokens / decodes)

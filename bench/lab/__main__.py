@@ -1,0 +1,97 @@
+"""The lab's command line.
+
+    python -m bench.lab [quick|full] [--seeds N] [--processes N] [--only TEXT] [--out DIRECTORY]
+
+Measures the knees that are not known yet, runs every contender in every cell, and writes lab.html, lab.json and pictures.
+`--only` leaves the cells in whose name the text occurs. `python -m bench.lab report` writes pictures and page anew from lab.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.lab import knee, running
+from bench.lab.cells import SETS, Cell
+from bench.lab.contenders import CONTENDERS
+from bench.lab.outcome import by_cell, standings
+from bench.lab.report import Findings, read, write
+from bench.lab.validation import lines
+from bench.lab.verdict import verdicts
+from bench.processes import ROOT
+
+RESULTS = ROOT / "bench" / "results"
+SEEDS = {"quick": 2, "full": 3}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("cells", nargs="?", default="quick", choices=(*SETS, "report"))
+    parser.add_argument("--seeds", type=int, help="runs of each cell and policy; 2 for quick, 3 for full")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--only", default="", help="only cells whose name has this text")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    console = Console()
+    if given.cells == "report":
+        findings = read(given.out / "lab.json")
+    else:
+        cells = [cell for cell in SETS[given.cells]() if given.only in str(cell)]
+        if not cells:
+            parser.error(f"no cell of {given.cells} has {given.only!r} in its name")
+        findings = _find_out(given.cells, cells, given.seeds or SEEDS[given.cells], given.processes, console)
+    written = write(findings, given.out)
+    _tell(findings, console)
+    console.print("written: " + ", ".join(os.path.relpath(path) for path in written))
+    return 0
+
+
+def _find_out(name: str, cells: list[Cell], seeds: int, processes: int, console: Console) -> Findings:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        missing = running.missing_knees(cells)
+        if missing:
+            measuring = progress.add_task("measuring knees", total=missing)
+            for _ in running.measure_knees(cells, processes):
+                progress.advance(measuring)
+        todo = running.jobs(cells, range(1, seeds + 1), CONTENDERS)
+        simulating = progress.add_task("simulating", total=len(todo))
+        results = []
+        for result in running.in_parallel(todo, processes):
+            results.append(result)
+            progress.advance(simulating)
+    known, keys = knee.known(), {running.knee_key(cell) for cell in cells}
+    return Findings(
+        cells=name,
+        seeds=seeds,
+        standings=standings(results),
+        knees={key: known[key] for key in sorted(keys)},
+        validation=lines(),
+    )
+
+
+def _tell(findings: Findings, console: Console) -> None:
+    for verdict in verdicts(by_cell(findings.standings)):
+        held = len(verdict.checks) - len(verdict.failed)
+        console.print(f"{held:4} of {len(verdict.checks):3}  {verdict.requirement}", highlight=False)
+        for miss in verdict.failed[:3]:
+            console.print(
+                f"             {miss.value:.3g}, bound {miss.bound:.3g}: {miss.cell}", style="red", highlight=False
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""What is required of the default policy, and whether the runs bear it out, cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from bench.lab.cells import PLAIN, Cell
+from bench.lab.contenders import DEFAULT
+from bench.lab.outcome import Standing
+
+BLEND = "Go picker 3:2:2"
+SHARING = frozenset({"toolagent", "groups", "agents", "sessions"})
+"""Traces in which most of a prompt was seen before."""
+
+_BLIND = frozenset({"no metrics", "metrics 5 s old"})
+
+Contenders = Mapping[str, Standing]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """A requirement in one cell: `value` against `bound`."""
+
+    cell: Cell
+    value: float
+    bound: float
+    holds: bool
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A requirement over all cells that it speaks of; none where no cell was run."""
+
+    requirement: str
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """Worst first."""
+        missed = [one for one in self.checks if not one.holds]
+        return tuple(sorted(missed, key=lambda one: -abs(one.value - one.bound) / max(one.bound, 1e-9)))
+
+
+def verdicts(table: Mapping[Cell, Contenders], subject: str = DEFAULT) -> list[Verdict]:
+    """Each requirement by what `subject` does in the cells of `table` in which it ran."""
+    cells = {cell: contenders for cell, contenders in table.items() if subject in contenders}
+    return [
+        Verdict(requirement, tuple(one for cell in cells for one in check(cell, cells[cell], subject, cells)))
+        for requirement, check in _REQUIREMENTS
+    ]
+
+
+def rivals(contenders: Contenders, subject: str) -> list[Standing]:
+    return [one for name, one in contenders.items() if name != subject]
+
+
+def _against_best(cell: Cell, contenders: Contenders, subject: str, table: object) -> Iterator[Check]:
+    others = [one.mean("ttft_p90") for one in rivals(contenders, subject) if "ttft_p90" in one.numbers]
+    if others:
+        yield _at_most(cell, contenders[subject].mean("ttft_p90") / min(others), 1.02)
+
+
+def _against_blend(cell: Cell, contenders: Contenders, subject: str, table: object) -> Iterator[Check]:
+    if BLEND in contenders and cell.trace in SHARING and cell.load >= 1.0 and cell.variation == PLAIN:
+        yield _at_most(cell, contenders[subject].mean("ttft_p90") / contenders[BLEND].mean("ttft_p90"), 0.7)
+
+
+def _longest(cell: Cell, contenders: Contenders, subject: str, table: object) -> Iterator[Check]:
+    """First come first served: least request, without a queue."""
+    if "least request" in contenders:
+        ratio = contenders[subject].mean("longest_ttft_p99") / contenders["least request"].mean("longest_ttft_p99")
+        yield _at_most(cell, ratio, 1.1)
+
+
+def _spread(cell: Cell, contenders: Contenders, subject: str, table: object) -> Iterator[Check]:
+    if cell.trace == "root" or cell.variation in _BLIND:
+        yield _at_most(cell, contenders[subject].mean("request_spread"), 1.2)
+
+
+def _captured(cell: Cell, contenders: Contenders, subject: str, table: object) -> Iterator[Check]:
+    """The working sets of these traces fit into the caches."""
+    if cell.trace in ("groups", "root", "agents") and cell.variation in (PLAIN, "lean"):
+        value = contenders[subject].mean("captured")
+        yield Check(cell, value, 0.95, value >= 0.95)
+
+
+def _half_speed(cell: Cell, contenders: Contenders, subject: str, table: Mapping[Cell, Contenders]) -> Iterator[Check]:
+    """With one of n servers at half speed, a pool at load x is as loaded as a whole one at x · n / (n − 1/2); between measured loads
+    latencies are compared by goodput, which must not fall by more than that share and 10 %."""
+    plain = table.get(msgspec.structs.replace(cell, variation=PLAIN))
+    if cell.variation == "half speed" and plain is not None and subject in plain:
+        fair = (cell.servers - 0.5) / cell.servers
+        value = contenders[subject].mean("goodput_rps") / plain[subject].mean("goodput_rps")
+        yield Check(cell, value, 0.9 * fair, value >= 0.9 * fair)
+
+
+def _lean(cell: Cell, contenders: Contenders, subject: str, table: Mapping[Cell, Contenders]) -> Iterator[Check]:
+    plain = table.get(msgspec.structs.replace(cell, variation=PLAIN))
+    if cell.variation == "lean" and plain is not None and subject in plain:
+        yield _at_most(cell, contenders[subject].mean("ttft_p90") / plain[subject].mean("ttft_p90"), 1.03)
+
+
+def _at_most(cell: Cell, value: float, bound: float) -> Check:
+    return Check(cell, value, bound, value <= bound)
+
+
+_Requirement = Callable[[Cell, Contenders, str, Mapping[Cell, Contenders]], Iterator[Check]]
+_REQUIREMENTS: Sequence[tuple[str, _Requirement]] = (
+    ("p90 TTFT within 2 % of the best rival's, or better", _against_best),
+    (
+        "p90 TTFT at most 0.7 of the Go picker's blend at the knee and past it, where prefixes are shared",
+        _against_blend,
+    ),
+    ("p99 TTFT of the longest tenth at most 1.1 of least request's", _longest),
+    ("busiest ÷ mean server at most 1.2 where all share a root, and with metrics old or absent", _spread),
+    ("hit captured ÷ available at least 0.95 where the working set fits", _captured),
+    ("one server at half speed costs at most 10 % of goodput beyond its share", _half_speed),
+    ("p90 TTFT in lean mode within 3 % of full duplex", _lean),
+)

@@ -1,0 +1,209 @@
+"""From runs to findings: knees, estimates, verdicts, and a page that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.lab.cells import SETS, VARIATIONS, WORKLOADS, Cell, scene
+from bench.lab.contenders import CONTENDERS, DEFAULT
+from bench.lab.knee import bisect
+from bench.lab.outcome import Estimate, Standing, by_cell, estimate, numbers, standings
+from bench.lab.record import Outcome, Record
+from bench.lab.report import Findings, read, write
+from bench.lab.running import Job, Result, run
+from bench.lab.scene import server
+from bench.lab.summary import Slo, summarise, usual_slo
+from bench.lab.traces import names, taken, trace
+from bench.lab.validation import Line
+from bench.lab.verdict import BLEND, verdicts
+
+SLO = Slo(first_s=1.0, per_prompt_token_s=0.001, per_square_s=0.0, per_token_s=0.05)
+
+
+def record(number: int, **changes: object) -> Record:
+    one = Record(
+        id=str(number),
+        at_s=float(number),
+        prompt_tokens=100 + number,
+        output_tokens=11,
+        model="",
+        tenant=f"t{number % 2}",
+        outcome=Outcome.DONE,
+        server=number % 2,
+        picked_s=float(number),
+        ttft_s=0.1 * (number + 1),
+        e2e_s=0.1 * (number + 1) + 0.2,
+        cached_tokens=20,
+        available_tokens=40,
+    )
+    return msgspec.structs.replace(one, **changes)
+
+
+class TestSummary:
+    def test_numbers_by_hand(self) -> None:
+        got = summarise([record(number) for number in range(10)], 2, SLO, warm_up=0.0)
+        assert got.ttft.p50 == pytest.approx(0.55)
+        assert got.ttft.mean == pytest.approx(0.55)
+        assert got.e2e.p90 == pytest.approx(0.91 + 0.2)
+        assert got.longest_ttft.p50 == pytest.approx(1.0)
+        assert got.per_token_s.p99 == pytest.approx(0.02)
+        assert got.tenant_ttft_p90_s["t0"] == pytest.approx(0.1 + 0.8 * 0.9)
+        assert got.captured == pytest.approx(0.5)
+        assert got.hit == pytest.approx(200 / 1045)
+        assert got.duration_s == 9.0
+        assert got.attained == 1.0
+        assert got.goodput_rps == pytest.approx(10 / 9)
+        assert got.request_spread == 1.0
+        assert got.token_spread == pytest.approx(425 / 422.5)
+
+    def test_the_warm_up_is_left_out_and_the_lost_count_against_the_slo(self) -> None:
+        records = [record(number) for number in range(8)]
+        records += [record(8, outcome=Outcome.LOST, e2e_s=math.nan), record(9, outcome=Outcome.REFUSED, server=-1)]
+        got = summarise(records, 2, SLO, warm_up=0.5)
+        assert (got.requests, got.lost, got.refused) == (5, 1, 1)
+        assert got.attained == pytest.approx(0.6)
+        assert got.ttft.p50 == pytest.approx(0.7)
+
+    def test_slow_tokens_and_late_first_tokens_miss_the_slo(self) -> None:
+        assert SLO.holds(record(1))
+        assert not SLO.holds(record(1, e2e_s=1.0))
+        assert not SLO.holds(record(1, ttft_s=1.2, e2e_s=1.3))
+        assert SLO.holds(record(1, prompt_tokens=300, ttft_s=1.2, e2e_s=1.3))
+
+    def test_the_usual_slo_is_kept_by_an_idle_server_however_long_the_prompt(self) -> None:
+        profile = server("Llama-3.1-8B@H200")
+        slo, latency = usual_slo(profile), profile.latency()
+        for tokens in (8192, 20_000, 400_000):
+            chunks = [(s, min(8192, tokens - s)) for s in range(0, tokens, 8192)]
+            idle_s = sum(latency.step_s(n, (s + n) ** 2 - s**2, 1, 0, 0) for s, n in chunks)
+            allowed_s = slo.first_s + (slo.per_prompt_token_s + slo.per_square_s * tokens) * tokens
+            assert 0.98 + 2.4 * idle_s < allowed_s < 1.05 + 3.6 * idle_s
+
+    def test_nothing_has_no_summary(self) -> None:
+        with pytest.raises(ValueError, match="without requests"):
+            summarise([], 2, SLO)
+
+
+class TestKnee:
+    @given(st.floats(0.02, 500.0))
+    def test_it_is_found_to_three_percent(self, knee: float) -> None:
+        found = bisect(lambda speed: speed <= knee)
+        assert knee / 1.031 <= found <= knee
+
+    def test_what_never_holds_has_none(self) -> None:
+        assert bisect(lambda speed: False) == 0.0
+
+
+class TestCells:
+    def test_every_cell_of_every_set_can_be_run(self) -> None:
+        for cells in SETS.values():
+            assert len(set(cells())) == len(cells())
+            for cell in cells():
+                assert cell.variation in VARIATIONS
+        requests = list(taken(trace("root"), 10, 1.0))
+        for variation in VARIATIONS:
+            around = scene(Cell(trace="root", servers=9, load=1.0, variation=variation), 1, requests)
+            assert len(around.servers) == 9
+
+    def test_every_trace_has_its_servers(self) -> None:
+        assert set(WORKLOADS) == set(names())
+
+    @pytest.mark.parametrize("contender", CONTENDERS)
+    def test_every_contender_runs_and_gets_over_the_loss_of_a_server(self, contender: str) -> None:
+        cell = Cell(trace="adapters", servers=2, load=1.0, variation="loss")
+        summary = run(Job(cell, 1, contender, 1.0)).summary
+        assert summary.requests == 400
+        assert summary.refused == 0
+        assert summary.ttft.p99 < 120.0
+
+    def test_a_run_that_fails_says_which(self) -> None:
+        cell = Cell(trace="adapters", servers=2, load=1.0, variation="nonsense")
+        with pytest.raises(RuntimeError, match=r"epp in adapters × 2, load 1, nonsense, seed 1: KeyError"):
+            run(Job(cell, 1, DEFAULT, 1.0))
+
+
+class TestOutcome:
+    def test_an_estimate_by_hand(self) -> None:
+        assert estimate([1.0, 2.0, 3.0]) == Estimate(2.0, 2.484)
+        assert estimate([5.0]) == Estimate(5.0, 0.0)
+        with pytest.raises(ValueError, match="nothing"):
+            estimate([])
+
+    def test_runs_of_one_cell_come_together(self) -> None:
+        cell = Cell(trace="root", servers=2, load=1.0)
+        summaries = [summarise([record(n, ttft_s=t) for n in range(10)], 2, SLO) for t in (0.1, 0.3)]
+        results = [Result(Job(cell, seed, "x", 1.0), one, 0.0) for seed, one in enumerate(summaries)]
+        (standing,) = standings(results)
+        assert (standing.contender, standing.seeds) == ("x", 2)
+        assert standing.mean("ttft_p90") == pytest.approx(0.2)
+
+    def test_what_was_never_measured_is_left_out(self) -> None:
+        refused = summarise([record(1, outcome=Outcome.REFUSED, server=-1)], 2, SLO, warm_up=0.0)
+        assert "ttft_p90" not in numbers(refused)
+        assert numbers(refused)["refused"] == 1.0
+
+
+def standing(cell: Cell, contender: str, **means: float) -> Standing:
+    usual = {"ttft_p90": 1.0, "longest_ttft_p99": 1.0, "request_spread": 1.0, "captured": 1.0, "goodput_rps": 1.0}
+    return Standing(cell, contender, 1, {name: Estimate(value) for name, value in {**usual, **means}.items()})
+
+
+class TestVerdicts:
+    def failures(self, *found: Standing) -> dict[int, int]:
+        return {number: len(one.failed) for number, one in enumerate(verdicts(by_cell(found))) if one.failed}
+
+    def test_each_requirement_sees_what_it_asks_for(self) -> None:
+        groups = Cell(trace="groups", servers=8, load=1.3)
+        blind = Cell(trace="groups", servers=8, load=1.3, variation="no metrics")
+        half, lean = (msgspec.structs.replace(groups, variation=variation) for variation in ("half speed", "lean"))
+        plain = standing(groups, DEFAULT)
+        assert self.failures(plain, standing(groups, "LMETRIC", ttft_p90=0.99)) == {}
+        assert self.failures(plain, standing(groups, "LMETRIC", ttft_p90=0.9)) == {0: 1}
+        assert self.failures(plain, standing(groups, BLEND, ttft_p90=1.3)) == {1: 1}
+        assert self.failures(plain, standing(groups, BLEND, ttft_p90=1.5)) == {}
+        assert self.failures(plain, standing(groups, "least request", longest_ttft_p99=0.8)) == {2: 1}
+        assert self.failures(standing(blind, DEFAULT, request_spread=1.3)) == {3: 1}
+        assert self.failures(standing(groups, DEFAULT, request_spread=1.3)) == {}
+        assert self.failures(standing(groups, DEFAULT, captured=0.9)) == {4: 1}
+        assert self.failures(plain, standing(half, DEFAULT, goodput_rps=0.85)) == {}
+        assert self.failures(plain, standing(half, DEFAULT, goodput_rps=0.8)) == {5: 1}
+        assert self.failures(plain, standing(lean, DEFAULT, ttft_p90=1.05)) == {6: 1}
+
+    def test_the_worst_miss_is_named_first(self) -> None:
+        cells = [Cell(trace="groups", servers=8, load=load) for load in (0.5, 1.0)]
+        found = [standing(cell, DEFAULT, captured=value) for cell, value in zip(cells, (0.9, 0.5), strict=True)]
+        assert [one.value for one in verdicts(by_cell(found))[4].failed] == [0.5, 0.9]
+
+
+class TestReport:
+    def test_what_is_written_can_be_read_and_stands_alone(self, tmp_path: Path) -> None:
+        cells = [Cell(trace="groups", servers=8, load=load) for load in (0.5, 1.0)]
+        cells.append(Cell(trace="groups", servers=8, load=1.0, variation="lean"))
+        found = [
+            standing(cell, name, ttft_p90=0.1 * (1 + index), ttft_p50=0.1)
+            for cell in cells
+            for index, name in enumerate((DEFAULT, BLEND, "<Tom & Jerry>"))
+        ]
+        line = Line("prefill", "a blog", "tokens/s", 100.0, 90.0)
+        findings = Findings(cells="quick", seeds=1, standings=found, knees={"groups": 1.5}, validation=[line])
+        written = write(findings, tmp_path)
+        assert {path.name for path in written} == {
+            "lab.json",
+            "lab-load.png",
+            "lab-cells.png",
+            "lab-variations.png",
+            "lab.html",
+        }
+        assert read(tmp_path / "lab.json") == findings
+        page = (tmp_path / "lab.html").read_text()
+        assert page.count("data:image/png;base64,") == 3
+        assert "http://" not in page
+        assert "https://" not in page
+        assert "&lt;Tom &amp; Jerry&gt;" in page
+        assert "-10.0%" in page
