@@ -55,6 +55,8 @@ REWRITE_HEADERS = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 CONTROL_HEADERS = OBJECTIVE_HEADERS + FAIRNESS_HEADERS + REWRITE_HEADERS
 """Meant for us: taken out of what the model server gets. The first spelling of each wins over its older alias."""
 
+_CONTROLS = frozenset(CONTROL_HEADERS)
+
 NOBODY = ("", "", 0, "default-flow")
 """The metric labels of a request that was not understood: model, target model, priority, fairness id."""
 
@@ -360,7 +362,10 @@ class Dispatcher:
     def _request(self, arrival: Arrival, parsed: Parsed) -> Request:
         headers = arrival.headers
         model = parsed.model
-        target = (_first(headers, REWRITE_HEADERS) or model) if model and arrival.can_rewrite else model
+        plain = _CONTROLS.isdisjoint(headers)
+        target = model
+        if not plain and model and arrival.can_rewrite:
+            target = _first(headers, REWRITE_HEADERS) or model
         priority = 0
         if self._resources is not None:
             target, priority = self._ruled(headers, model, target, arrival.can_rewrite)
@@ -376,7 +381,7 @@ class Dispatcher:
             max_tokens=parsed.max_tokens,
             stream=parsed.stream,
             priority=priority,
-            fairness_id=_first(headers, FAIRNESS_HEADERS) or "default-flow",
+            fairness_id="default-flow" if plain else _first(headers, FAIRNESS_HEADERS) or "default-flow",
             body_bytes=len(arrival.body),
         )
 
@@ -527,15 +532,17 @@ class Dispatcher:
         self._decisions.note(request, pick, now_s)
 
     def _steer(self, arrival: Arrival, request: Request, pick: Pick, look: bool) -> Steer:
-        destinations = self._endpoints.destinations
-        destination = ",".join([destinations[slot] for slot in pick.slots])
+        destinations, slots = self._endpoints.destinations, pick.slots
+        destination = destinations[slots[0]] if len(slots) == 1 else ",".join([destinations[slot] for slot in slots])
         rewritten = request.target_model != request.model
         try:
             headers = () if "x-request-id" in arrival.headers else (("x-request-id", request.request_id),)
             return Steer(
                 destination=destination,
                 set_headers=headers if self._announce is None else (*self._announce(request.model), *headers),
-                remove_headers=tuple([name for name in CONTROL_HEADERS if name in arrival.headers]),
+                remove_headers=()
+                if _CONTROLS.isdisjoint(arrival.headers)
+                else tuple([name for name in CONTROL_HEADERS if name in arrival.headers]),
                 body=rewrite_model(arrival.body, request.target_model, truncated=arrival.truncated)
                 if rewritten
                 else None,

@@ -135,7 +135,8 @@ class Endpoints:
         self.cache: list[CacheConfig | None] = [None] * capacity
         self.custom: dict[str, FloatArray] = {}
         self._derived: dict[Callable[[Endpoint], float], FloatArray] = {}
-        self._by_reports: dict[Callable[[Candidates], FloatArray], FloatArray] = {}
+        self.by_reports: dict[Callable[[Candidates], FloatArray], FloatArray] = {}
+        """What `Candidates.by_reports` remembers until the next report."""
         self.slots: IntArray = np.empty(0, dtype=np.intp)
         """Slots of the members, in the order in which discovery named them."""
         self.members: tuple[Endpoint, ...] = ()
@@ -143,7 +144,8 @@ class Endpoints:
         self.population: tuple[IntArray, tuple[Endpoint, ...]] = (self.slots, self.members)
         self.destinations: list[str] = [""] * capacity
         """By slot, what Envoy is told: `Endpoint.destination`."""
-        self._reachable = self.slots
+        self.reachable = self.slots
+        """Slots of the members that take connections; all of them where none does."""
         # Members with a NaN among waiting, running and KV use; no member's report is older than `_oldest_s`.
         self._blank: set[int] = set()
         self._oldest_s = NEVER
@@ -235,7 +237,7 @@ class Endpoints:
         if slot in self._blank or told != told:
             self._note_blank(slot)
         self.updated_s[slot] = now_s
-        self._by_reports.clear()
+        self.by_reports.clear()
         self.set_unreachable(slot, False)
 
     def complete(self) -> bool:
@@ -278,8 +280,8 @@ class Endpoints:
         have no hits.
         """
         if slots is None:
-            chosen = self._reachable
-        elif self._reachable is self.slots:
+            chosen = self.reachable
+        elif self.reachable is self.slots:
             chosen = slots
         else:
             reachable = slots[~self.unreachable[slots]]
@@ -325,19 +327,10 @@ class Endpoints:
             column = self._adapter_columns[name] = np.zeros(self.capacity, dtype=np.int8)
         return column
 
-    def by_reports(self, of: Callable[[Candidates], FloatArray], candidates: Candidates) -> FloatArray:
-        """`of(candidates)`, remembered until the next report where these are all that can be reached."""
-        if candidates.slots is not self._reachable:
-            return of(candidates)
-        column = self._by_reports.get(of)
-        if column is None:
-            column = self._by_reports[of] = of(candidates)
-        return column
-
     def _select_reachable(self) -> None:
-        self._by_reports.clear()
+        self.by_reports.clear()
         down = self.unreachable[self.slots]
-        self._reachable = self.slots[~down] if down.any() and not down.all() else self.slots
+        self.reachable = self.slots[~down] if down.any() and not down.all() else self.slots
 
     def _occupy(self, endpoint: Endpoint) -> int:
         if not self._free:
@@ -542,7 +535,14 @@ class Candidates:
 
         Remembered by `of` until the next report, so `of` must be the same function or bound method each time.
         """
-        return self._endpoints.by_reports(of, self)
+        endpoints = self._endpoints
+        if self.slots is not endpoints.reachable:
+            return of(self)
+        column = endpoints.by_reports.get(of)
+        if column is None:
+            column = endpoints.by_reports[of] = of(self)
+            column.setflags(write=False)
+        return column
 
     def find(self, key: str) -> int | None:
         """The index of `namespace/name`, or None where it is no candidate."""

@@ -92,9 +92,11 @@ def decode_usual(message: bytes) -> Event | None:
         stop = len(message) - 2 if message.endswith(_NO_METADATA) else len(message)
         going, last, size = _request_body_layouts(stop)
         if message.startswith(going):
-            return RequestBody(_cut(message, size, stop), False)
+            data = message[size:stop] if stop < _LARGE_BYTES else _cut(message, size, stop)
+            return RequestBody(data, False)
         if message.startswith(last) and message.endswith(_END, 0, stop):
-            return RequestBody(_cut(message, len(last), stop - 2), True)
+            data = message[len(last) : stop - 2] if stop < _LARGE_BYTES else _cut(message, len(last), stop - 2)
+            return RequestBody(data, True)
     elif tag in (_REQUEST_HEADERS, _RESPONSE_HEADERS):
         return _decode_headers(message, tag)
     return None

@@ -188,7 +188,7 @@ class Connection:
     """State of one connection, owned by one caller, used from one thread.
 
     `closing` becomes True when nothing more will be read or opened: write what `take_output` returns, then close the
-    socket. `hit` is told the name of each limit that the peer runs into, a field of `Limits`.
+    socket. `leaving` is True from the moment that this is going to come. `hit` is told the name of each limit that the peer runs into, a field of `Limits`.
     """
 
     def __init__(self, limits: Limits, hit: Callable[[str], None] = _unnoticed) -> None:
@@ -201,7 +201,7 @@ class Connection:
         self._refused_from = MAX_STREAM_ID
         self._ended_by_peer: deque[int] = deque(maxlen=256)
         self._abandoned: deque[int] = deque(maxlen=256)
-        self._draining = False
+        self.leaving = False
         self._failed = False
 
         self._blocks = CallReader(
@@ -240,9 +240,7 @@ class Connection:
 
     @property
     def closing(self) -> bool:
-        if not self._draining:
-            return self._failed
-        return self._failed or (self._refused_from != MAX_STREAM_ID and not self._streams)
+        return self._failed or (self.leaving and self._refused_from != MAX_STREAM_ID and not self._streams)
 
     @property
     def greeted(self) -> bool:
@@ -309,7 +307,7 @@ class Connection:
 
     def lost(self) -> list[Event]:
         """The socket is gone: one `Lost` for every stream still open."""
-        self._failed = True
+        self._failed = self.leaving = True
         self._out.clear()
         return self._lose_all()
 
@@ -740,7 +738,7 @@ class Connection:
         self._spend_chatter()
         if not flags & ACK:
             self._out.append(FRAME.pack(8 << 8 | PING, ACK, 0) + payload)
-        elif self._draining and payload == DRAIN_PING:
+        elif self.leaving and payload == DRAIN_PING:
             self._close_door()
 
     def _on_goaway(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
@@ -873,9 +871,9 @@ class Connection:
 
     def drain(self) -> None:
         """Say that no new calls are wanted; those that cross this on the way are still served (RFC 9113, section 6.8)."""
-        if self._draining or self._failed:
+        if self.leaving or self._failed:
             return
-        self._draining = True
+        self.leaving = True
         self._out.append(goaway(MAX_STREAM_ID, Code.NO_ERROR))
         self._out.append(FRAME.pack(8 << 8 | PING, 0, 0) + DRAIN_PING)
 
@@ -883,7 +881,7 @@ class Connection:
         """End every stream now; one `Lost` for each. `closing` is True afterwards."""
         if self._failed:
             return []
-        self._failed = True
+        self._failed = self.leaving = True
         self._out.append(goaway(self._last_id, Code.NO_ERROR))
         return self._lose_all()
 
@@ -991,7 +989,7 @@ class Connection:
     def _fail(self, error: ConnectionFault, events: list[Event]) -> None:
         if error.limit:
             self._hit(error.limit)
-        self._failed = True
+        self._failed = self.leaving = True
         self._out.append(goaway(self._last_id, error.code, error.reason))
         events += self._lose_all()
 

@@ -359,12 +359,12 @@ class _Link(asyncio.Protocol):
     def _flush(self) -> None:
         if self.owed:
             self._pay()
-        output = self.http2.take_output()
         if self._closing:
             return
+        output = self.http2.take_output()
         if output:
             self._transport.write(output)
-        if self.http2.closing:
+        if self.http2.leaving and self.http2.closing:
             self._close()
 
     def _close(self) -> None:
