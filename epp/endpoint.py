@@ -179,14 +179,18 @@ class Endpoints:
         """
         by_key: dict[str, Endpoint] = {}
         for endpoint in wanted:
-            if endpoint.key in by_key:
-                raise ValueError(f"two endpoints are named {endpoint.key}")
-            by_key[endpoint.key] = endpoint
+            key = endpoint.key
+            if key in by_key:
+                raise ValueError(f"two endpoints are named {key}")
+            by_key[key] = endpoint
         removed: list[tuple[int, Endpoint]] = []
         for key, slot in list(self._slot_of.items()):
             old = self._by_slot[slot]
             assert old is not None
             new = by_key.get(key)
+            # Of a thousand members a few are others: most are the very objects that were there before.
+            if new is old:
+                continue
             if new is None or new.destination != old.destination:
                 removed.append((slot, old))
                 del self._slot_of[key]
@@ -196,7 +200,8 @@ class Endpoints:
         for key, endpoint in by_key.items():
             kept = self._slot_of.get(key)
             if kept is not None:
-                if self._by_slot[kept] != endpoint:
+                before = self._by_slot[kept]
+                if before is not endpoint and before != endpoint:
                     self._by_slot[kept] = endpoint
                     changed.append((kept, endpoint))
                 continue
@@ -206,12 +211,21 @@ class Endpoints:
         self.slots = np.fromiter((self._slot_of[key] for key in by_key), dtype=np.intp, count=len(by_key))
         self.members = tuple(by_key.values())
         self.population = self.slots, self.members
-        self._slot_by_destination = {e.destination: self._slot_of[k] for k, e in by_key.items()}
+        self._follow_destinations(removed, added)
         self._select_reachable()
         self._oldest_s = NEVER
         self._derived.clear()
         self.generation += 1
         return Change(tuple(added), tuple(removed), tuple(changed))
+
+    def _follow_destinations(self, removed: Iterable[tuple[int, Endpoint]], added: Iterable[tuple[int, Endpoint]]) -> None:
+        for _, endpoint in removed:
+            self._slot_by_destination.pop(endpoint.destination, None)
+        for slot, endpoint in added:
+            self._slot_by_destination[endpoint.destination] = slot
+        if len(self._slot_by_destination) < len(self.members):
+            # Two members at one destination: the later one counts.
+            self._slot_by_destination = {one.destination: self._slot_of[one.key] for one in self.members}
 
     def report(self, slot: int, report: Report, now_s: float) -> None:
         """Take in what the server in `slot` said of itself at `now_s`."""
