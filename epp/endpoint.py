@@ -218,7 +218,9 @@ class Endpoints:
         self.generation += 1
         return Change(tuple(added), tuple(removed), tuple(changed))
 
-    def _follow_destinations(self, removed: Iterable[tuple[int, Endpoint]], added: Iterable[tuple[int, Endpoint]]) -> None:
+    def _follow_destinations(
+        self, removed: Iterable[tuple[int, Endpoint]], added: Iterable[tuple[int, Endpoint]]
+    ) -> None:
         for _, endpoint in removed:
             self._slot_by_destination.pop(endpoint.destination, None)
         for slot, endpoint in added:

@@ -16,6 +16,7 @@ from epp.kubernetes.api import Api
 from epp.kubernetes.cluster import Cluster, Selected
 from epp.kubernetes.discovery import PodDiscovery
 from epp.kubernetes.lease import Leadership
+from epp.kubernetes.objects import policies, routing
 from epp.kubernetes.review import Reviews
 from epp.resources.directory import OnObjects
 from epp.resources.objects import InferencePool
@@ -106,16 +107,10 @@ def _source(
 ) -> Cluster | Selected:
     namespace = settings.pool_namespace
     if settings.endpoint_selector is None:
-        return Cluster(
-            api,
-            namespace,
-            on_objects,
-            members,
-            pool_group=settings.pool_group or "",
-            on_ready=on_ready,
-            faults=faults,
-            rng=rng,
-        )
+        followed = policies(settings.pool_group or "")
+        if settings.only_pool is None:
+            followed += routing()
+        return Cluster(api, namespace, followed, on_objects, members, on_ready=on_ready, faults=faults, rng=rng)
     named = partial(members, settings.selection.names[0])
     pods = PodDiscovery(api, namespace, named, on_synced=on_ready, faults=faults, rng=rng)
     return Selected(pods, settings.endpoint_selector, settings.endpoint_target_ports)

@@ -10,7 +10,7 @@ from epp.discovery.source import OnChange
 from epp.endpoint import Endpoint
 from epp.kubernetes.api import Api
 from epp.kubernetes.discovery import PodDiscovery, selector_text
-from epp.kubernetes.objects import ObjectSource
+from epp.kubernetes.objects import Collection, ObjectSource
 from epp.resources.directory import OnObjects
 from epp.resources.objects import InferencePool
 
@@ -20,17 +20,17 @@ class Cluster:
     to choose among.
 
     Objects go to `on_objects`; whoever compiles them says by `pools` which pools there are; `members(name, endpoints)` hears of
-    the members of each. `pool_group` "" is any.
+    the members of each. `collections` are those that are followed.
     """
 
     def __init__(
         self,
         api: Api,
         namespace: str,
+        collections: Sequence[Collection],
         on_objects: OnObjects,
         members: Callable[[str, Sequence[Endpoint]], None],
         *,
-        pool_group: str = "",
         on_ready: Callable[[], None] = lambda: None,
         faults: Callable[[str, Exception], None],
         rng: random.Random,
@@ -44,7 +44,7 @@ class Cluster:
         self._pods: dict[str, PodDiscovery] = {}
         self._ending: list[PodDiscovery] = []
         self._objects = ObjectSource(
-            api, namespace, on_objects, pool_group=pool_group, on_settled=on_ready, faults=faults, rng=rng
+            api, namespace, collections, on_objects, on_settled=on_ready, faults=faults, rng=rng
         )
 
     async def start(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from msgspec import inspect
 
-from epp.kubernetes.objects import collections, plural
+from epp.kubernetes.objects import Collection, plural, policies
 from epp.resources.objects import EXPERIMENTAL, MODEL, NETWORKING, OBJECTIVE, POOL, REWRITE
 from epp.resources.reading import spec_of
 
@@ -30,14 +30,15 @@ _ABOUT = {
 
 def crds() -> tuple[Schema, ...]:
     """One for each kind in each group, each with all versions that are understood; the best one is stored."""
-    return tuple(_crd(*collection) for collection in collections())
+    return tuple(_crd(collection) for collection in policies())
 
 
 def as_yaml() -> str:
     return str(yaml.safe_dump_all(crds(), sort_keys=False))
 
 
-def _crd(kind: str, group: str, versions: tuple[str, ...]) -> Schema:
+def _crd(collection: Collection) -> Schema:
+    kind, group, versions = collection.kind, collection.group, collection.versions
     short = _SHORT_NAMES.get((kind, group))
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

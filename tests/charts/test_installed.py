@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from bench.processes import Stand, answers, free_port
-from epp.kubernetes.objects import collections, plural
+from epp.kubernetes.objects import policies
 from tests.charts.arguments import CONFIG, CONFIGS, THEIRS
 from tests.charts.installed import PATIENCE_S, Installed
 from tests.cluster import Cluster
@@ -92,7 +92,7 @@ def test_each_right_is_needed(taking: Cluster, stand: Stand, helm: Path, origins
     taking.request("PATCH", taking.path(role), {"rules": pools}, content_type="application/merge-patch+json")
     picker = release.picker()
     refused = re.compile(r"([a-z]+(?:\.[-a-z0-9.]+)?) in without-rights may not be read")
-    wanted = {f"{plural(kind)}.{group}" for kind, group, _ in collections("inference.networking.k8s.io")}
+    wanted = {str(each) for each in policies("inference.networking.k8s.io")}
     assert granted == wanted | {"pods."}
     missing = (wanted - {"inferencepools.inference.networking.k8s.io"}) | {"pods"}
     until(lambda: len(set(refused.findall(picker.log.read_text()))) >= len(missing))

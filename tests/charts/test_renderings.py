@@ -14,7 +14,7 @@ import yaml
 from epp import configuration
 from epp.cli import run as run_command
 from epp.cli import settings_of
-from epp.kubernetes.objects import collections, plural
+from epp.kubernetes.objects import plural, policies
 from epp.settings import Settings
 from tests.charts.arguments import CONFIGS, THEIRS
 from tests.charts.cases import CASES
@@ -150,7 +150,7 @@ def rights(made: Made, role: str) -> set[tuple[str, str, str]]:
 
 
 def test_rights_are_the_kinds_that_are_watched_and_no_more(made: Callable[[str], Made]) -> None:
-    watched = {(group, plural(kind)) for kind, group, _ in collections("inference.networking.k8s.io")}
+    watched = {(each.group, plural(each.kind)) for each in policies("inference.networking.k8s.io")}
     wanted = {(*each, verb) for each in {("", "pods"), *watched} for verb in ("list", "watch")}
     assert rights(made("router-gateway"), "vllm-qwen3-32b-epp") == wanted
     assert rights(made("without-pool"), "pool-epp") == {("", "pods", "list"), ("", "pods", "watch")}

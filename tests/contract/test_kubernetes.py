@@ -15,8 +15,8 @@ from epp.endpoint import Endpoint
 from epp.kubernetes.access import Kubeconfig
 from epp.kubernetes.api import Api
 from epp.kubernetes.discovery import PodDiscovery
-from epp.kubernetes.objects import ObjectSource, collections
-from epp.resources.objects import InferencePool, Resource
+from epp.kubernetes.objects import ObjectSource, policies, routing
+from epp.resources.objects import EXPERIMENTAL, LLM_D, NETWORKING, InferencePool, Resource
 from tests.apiserver import FakeApi, a_pod
 
 PODS = "/api/v1/namespaces/default/pods"
@@ -259,6 +259,7 @@ class Objects:
         self.source = ObjectSource(
             Api(Kubeconfig(kubeconfig), asyncio.get_running_loop().time),
             "default",
+            (*policies(), *routing()),
             self.take,
             faults=lambda _, error: self.faults.append(error),
             rng=random.Random(1),
@@ -269,7 +270,8 @@ class Objects:
 
     @property
     def names(self) -> list[str]:
-        return sorted(one.key.name for one in self.now)
+        # As a store has them, by key: the server takes no notice of selectors.
+        return sorted({one.key.name for one in self.now})
 
 
 @pytest.fixture
@@ -325,13 +327,41 @@ async def test_an_object_that_is_refused_stays_what_it_was(server: FakeApi, obje
     assert kept.selector == {"app": "vllm"}
 
 
+ROUTES = "/apis/gateway.networking.k8s.io/v1/namespaces/default/httproutes"
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
+
+
+async def test_routes_and_marked_config_maps_are_followed(server: FakeApi, objects: Objects) -> None:
+    route = {
+        "metadata": {"name": "chat", "namespace": "default"},
+        "spec": {"rules": [{"backendRefs": [{"group": NETWORKING, "kind": "InferencePool", "name": "llama"}]}]},
+    }
+    server.put(ROUTES, route)
+    server.put(
+        CONFIG_MAPS,
+        {
+            "metadata": {"name": "adapters", "labels": {"inference.networking.k8s.io/bbr-managed": "true"}},
+            "data": {"baseModel": "llama", "adapters": "[one, two]"},
+        },
+    )
+    objects.source.start()
+    await until(lambda: objects.names == ["adapters", "chat"])
+    asked = {parameters["labelSelector"] for _, path, parameters in server.asked if path == CONFIG_MAPS}
+    assert asked == {"inference.networking.k8s.io/bbr-managed=true", "inference.llm-d.ai/ipp-managed=true"}
+    server.delete(ROUTES, "chat")
+    await until(lambda: objects.names == ["adapters"])
+
+
 def test_every_type_of_every_group_is_followed() -> None:
-    assert [(kind, group, len(versions)) for kind, group, versions in collections()] == [
-        ("InferencePool", "inference.networking.k8s.io", 1),
-        ("InferencePool", "inference.networking.x-k8s.io", 2),
-        ("InferenceObjective", "inference.networking.x-k8s.io", 1),
-        ("InferenceObjective", "llm-d.ai", 1),
-        ("InferenceModel", "inference.networking.x-k8s.io", 2),
-        ("InferenceModelRewrite", "inference.networking.x-k8s.io", 1),
-        ("InferenceModelRewrite", "llm-d.ai", 1),
+    assert [(one.kind, one.group, len(one.versions)) for one in policies()] == [
+        ("InferencePool", NETWORKING, 1),
+        ("InferencePool", EXPERIMENTAL, 2),
+        ("InferenceObjective", EXPERIMENTAL, 1),
+        ("InferenceObjective", LLM_D, 1),
+        ("InferenceModel", EXPERIMENTAL, 2),
+        ("InferenceModelRewrite", EXPERIMENTAL, 1),
+        ("InferenceModelRewrite", LLM_D, 1),
+    ]
+    assert [str(one) for one in policies(EXPERIMENTAL) if one.kind == "InferencePool"] == [
+        f"inferencepools.{EXPERIMENTAL}"
     ]

@@ -450,6 +450,24 @@ class TestWhoCanBePicked:
         assert desk.route()[0].destination
 
 
+class TestNewMembers:
+    """A server that joins is idle and cold. Our own account of what it was given keeps a burst from falling on it alone."""
+
+    @pytest.mark.parametrize("report", [None, Report(waiting=0.0, running=0.0, kv_usage=0.0)], ids=["unknown", "idle"])
+    def test_one_that_joins_in_a_burst_gets_about_its_share(self, report: Report | None) -> None:
+        desk = Desk(8)
+        for slot in range(8):
+            desk.endpoints.report(slot, Report(waiting=0.0, running=20.0, kv_usage=0.5), NOW_S)
+        desk.endpoints.replace(members(9))
+        joined = desk.endpoints.slot_of("default/pod-8")
+        assert joined is not None
+        if report is not None:
+            desk.endpoints.report(joined, report, NOW_S)
+        for number in range(90):
+            desk.route(chat(f"{number} {LONG}"), NOW_S + number * 0.001)
+        assert 5 <= desk.endpoints.in_flight[joined] <= 15
+
+
 class TestServersThatTakeNoConnections:
     REFUSED = (
         b"upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, "

@@ -113,6 +113,21 @@ def test_another_port_is_another_endpoint() -> None:
     assert endpoints.slot_by_destination("10.0.0.1:8001") == slot
 
 
+def test_of_two_at_one_destination_the_later_is_found_and_the_other_when_it_is_alone() -> None:
+    one, two, other = (
+        Endpoint(name=name, address="10.0.0.1", port=port) for name, port in (("a", 80), ("b", 80), ("c", 81))
+    )
+    endpoints = Endpoints()
+    endpoints.replace([one, two, other])
+    assert endpoints.slot_by_destination("10.0.0.1:80") == endpoints.slot_of("default/b")
+    endpoints.replace([one, other])
+    assert endpoints.slot_by_destination("10.0.0.1:80") == endpoints.slot_of("default/a")
+    endpoints.replace([two, one, other])
+    assert endpoints.slot_by_destination("10.0.0.1:80") == endpoints.slot_of("default/a")
+    endpoints.replace([other])
+    assert endpoints.slot_by_destination("10.0.0.1:80") is None
+
+
 def test_a_slot_passes_on_nothing() -> None:
     endpoints = pool(1)
     fresh = [column.copy() for column in columns(endpoints)]
