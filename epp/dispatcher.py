@@ -381,9 +381,18 @@ class Dispatcher:
             max_tokens=parsed.max_tokens,
             stream=parsed.stream,
             priority=priority,
-            fairness_id="default-flow" if plain else _first(headers, FAIRNESS_HEADERS) or "default-flow",
+            fairness_id="default-flow"
+            if plain
+            else _first(headers, FAIRNESS_HEADERS) or self._objective(headers) or "default-flow",
             body_bytes=len(arrival.body),
         )
+
+    def _objective(self, headers: Mapping[str, str]) -> str | None:
+        """The objective that a request names, where there is one of that name."""
+        if self._resources is None:
+            return None
+        named = _first(headers, OBJECTIVE_HEADERS)
+        return named if named in self._resources.rules.objectives else None
 
     def _ruled(self, headers: Mapping[str, str], model: str, asked: str, can_rewrite: bool) -> tuple[str, int]:
         """The model that serves and the priority, by the objects in force; `asked` is the model by body and header.
@@ -605,6 +614,7 @@ class Dispatcher:
     def look(self, now_s: float) -> Now:
         """Flow control as it is now, for metrics. There is a queue."""
         assert self._queue is not None
+        self._queue.control.collect(now_s)
         state = self._queue.control.state()
         waiting = [(_labels(one.payload.request), one.body_bytes) for one in self._queue.control.tickets()]
         candidates = self._endpoints.candidates(now_s)

@@ -29,7 +29,9 @@ from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
 from epp.request import Request
+from epp.resources.store import InForce, Source, Store
 from tests.unit.test_dispatcher import LONG, NOW_S, chat, members
+from tests.unit.test_resources_store import HERE_ONLY, objective
 
 CONFIG = """
 apiVersion: llm-d.ai/v1alpha1
@@ -52,7 +54,11 @@ class Hall:
     """A dispatcher with a queue, and everything it works on in reach."""
 
     def __init__(
-        self, endpoints: int = 2, flow: FlowSettings = FLOW, evictions: Evictions[Account] | None = None
+        self,
+        endpoints: int = 2,
+        flow: FlowSettings = FLOW,
+        evictions: Evictions[Account] | None = None,
+        resources: InForce | None = None,
     ) -> None:
         rng = random.Random(1)
         self.now_s = NOW_S
@@ -78,6 +84,7 @@ class Hall:
             faults=lambda kind, error: self.faults.append((kind, error)),
             decisions=DecisionLog(),
             queue=Queue(self.control, self.record, self._wake, evictions),
+            resources=resources,
         )
 
     def _wake(self) -> None:
@@ -305,6 +312,23 @@ def test_one_that_cannot_be_answered_does_not_hold_up_others() -> None:
     hall.pump()
     assert len(whole.answers) == 1
     assert [kind for kind, _ in hall.faults] == ["resume"]
+
+
+def test_an_objective_that_changes_moves_nobody_who_waits() -> None:
+    store = Store(HERE_ONLY, "default")
+    store.replace(Source.DIRECTORY, [objective("gold", 10), objective("silver", 5)])
+    hall = Hall(1, resources=store.of("pool"))
+    running = hall.serve()
+    gold = {"x-llm-d-inference-objective": "gold"}
+    before, silver = hall.wait(chat(headers=gold)), hall.wait(chat(headers={"x-llm-d-inference-objective": "silver"}))
+    store.replace(Source.DIRECTORY, [objective("gold", 1)])
+    after = hall.wait(chat(headers=gold))
+    for waiter, priority in ((before, 10), (silver, 5), (after, 1)):
+        hall.end(running)
+        hall.pump()
+        running = waiter.account
+        assert running.request.priority == priority
+    assert hall.control.requests == 0
 
 
 def test_service_of_a_program_is_its_prompts_as_they_go_and_twice_its_answers() -> None:

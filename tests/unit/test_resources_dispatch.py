@@ -84,6 +84,18 @@ class TestPriority:
         assert desk.ask()[2] == 0
         assert desk.ask(x_gateway_inference_objective="silver")[2] == 0
 
+    def test_tenants_are_told_apart_by_their_id_or_else_by_a_known_objective(self) -> None:
+        desk = RuledDesk(objective("gold", 10))
+
+        def tenant(**headers: str) -> str:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            return desk.route(chat(headers=named))[1].request.fairness_id
+
+        assert tenant(x_llm_d_inference_fairness_id="a", x_llm_d_inference_objective="gold") == "a"
+        assert tenant(x_llm_d_inference_objective="gold") == "gold"
+        assert tenant(x_llm_d_inference_objective="invented") == "default-flow"
+        assert Desk().route(chat(headers={OBJECTIVE_HEADERS[0]: "gold"}))[1].request.fairness_id == "default-flow"
+
     def test_without_objects_a_header_means_nothing(self) -> None:
         _, account = Desk().route(chat(headers={OBJECTIVE_HEADERS[0]: "gold"}))
         assert account.request.priority == 0
