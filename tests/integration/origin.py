@@ -46,10 +46,11 @@ vllm:kv_cache_usage_perc{model_name="base"} 0.0
 
 
 class Origin:
-    """Listens on a free loopback port from construction to `close`."""
+    """Listens on `host`, of the loopback network, from construction to `close`; on a free port unless told which."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self.name = name
+        self.host = host
         self.received: list[Received] = []
         self.aborted = threading.Event()
         """Set when a peer went away before its answer was written."""
@@ -61,7 +62,7 @@ class Origin:
         self._gate = asyncio.Event()
         self._turns = asyncio.Semaphore(0)
         self._loop = asyncio.new_event_loop()
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server((host, port))
         self.port: int = listener.getsockname()[1]
         self._writers: set[asyncio.StreamWriter] = set()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, sock=listener, limit=1 << 20))
@@ -78,7 +79,7 @@ class Origin:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def last(self) -> Received:

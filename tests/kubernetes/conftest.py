@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +87,8 @@ def with_crds(cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 def namespace(with_crds: Cluster, request: pytest.FixtureRequest) -> str:
-    name = request.node.name.partition("[")[0].removeprefix("test_").replace("_", "-")[:50].rstrip("-")
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.lower()).removeprefix("test-")
+    name = f"{name[:45]}{name[45:][-15:]}".strip("-")
     return with_crds.namespace(name)
 
 
