@@ -25,7 +25,7 @@ from epp.flow.control import FlowControl
 from epp.flow.evictions import Evictions
 from epp.flow.ticket import REASONS, Ending, Settled, Ticket
 from epp.ledger import Entry, Ledger
-from epp.observe.flow import QUEUED, FlowRecord, Now, Reclaim
+from epp.observe.flow import DISPATCHED, QUEUED, FlowRecord, Now, Reclaim
 from epp.observe.logs import DecisionLog, RefusalLog
 from epp.observe.metrics import Metrics
 from epp.openai.api import Kind
@@ -664,7 +664,7 @@ class Dispatcher:
         control = queue.control
         passes = control.passes(request.priority, self._saturation_below(control.free_below, now_s), now_s)
         if passes:
-            queue.record.ended(_labels(request), Ending.DISPATCHED.value, 0.0)
+            queue.record.ended(_labels(request), DISPATCHED, 0.0)
         return passes
 
     def _enqueue(self, queue: Queue, place: Place, now_s: float) -> None:

@@ -20,14 +20,17 @@ from typing import cast
 
 from bench.cost import wire
 from epp.configuration import build, load_default
-from epp.dispatcher import Dispatcher, Policy
+from epp.dispatcher import Dispatcher, Policy, Queue
 from epp.drops import Drop
 from epp.endpoint import NO_ADAPTERS, Endpoint, Endpoints, Report
 from epp.extproc.codec import Undecodable
 from epp.extproc.events import BodyMode, Modes
 from epp.extproc.server import Http2Server, _Link
 from epp.extproc.session import open_session
+from epp.flow.control import FlowControl
+from epp.flow.settings import FlowSettings
 from epp.ledger import Ledger
+from epp.observe.flow import FlowRecord
 from epp.observe.logs import DecisionLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
@@ -97,7 +100,12 @@ class Inside:
     """One connection into a picker with the default policy. Must be made in a running loop."""
 
     def __init__(
-        self, *, endpoint_count: int = 8, lean: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        endpoint_count: int = 8,
+        lean: bool = False,
+        flow_control: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         rng = random.Random(1)
         self.metrics = Metrics()
@@ -115,6 +123,7 @@ class Inside:
             timer=time.perf_counter,
             faults=_fail,
             decisions=DecisionLog(),
+            queue=self._queue() if flow_control else None,
         )
         modes = Modes(BodyMode.FULL_DUPLEX_STREAMED, BodyMode.FULL_DUPLEX_STREAMED)
         server = Http2Server({PROCESS: open_session(dispatcher, clock, modes, Refusing())})
@@ -125,6 +134,11 @@ class Inside:
         self._link.data_received(wire.greeting())
         self.wire.writes.clear()
         self._next = 1
+
+    def _queue(self) -> Queue:
+        return Queue(
+            FlowControl(FlowSettings(), 0.0), FlowRecord(self.metrics, "pool", "utilization-detector"), lambda: None
+        )
 
     def close(self) -> None:
         self._link.connection_lost(None)

@@ -169,6 +169,8 @@ class FlowControl(Generic[Payload]):
             return False
         band = self._bands.get(priority) or self._provide(priority, now_s)
         band.idle_since_s = now_s
+        if saturation < self.free_below:
+            return True
         priorities = self._priorities
         return saturation < self._ceilings.of(saturation, priorities)[priorities.index(priority)]
 

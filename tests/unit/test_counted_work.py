@@ -87,6 +87,17 @@ class TestCalls:
         small, large = counted(inside, SMALL), counted(inside, 100_000)
         assert (large["python"] - small["python"]) / REQUESTS <= 66
 
+    async def test_of_flow_control_where_nobody_waits(self, inside: Inside) -> None:
+        flow = Inside(flow_control=True, clock=lambda: 100.0)
+        for one in (inside, flow):
+            one.endpoints.waiting[:], one.endpoints.kv_usage[:] = 0.0, 0.1
+        without, calls = counted(inside, SMALL), counted(flow, SMALL)
+        flow.close()
+        assert (calls["python"] - without["python"]) / REQUESTS <= 10
+        assert (calls["c"] - without["c"]) / REQUESTS <= 10
+        assert calls["Dispatcher._saturation"] <= REQUESTS / 2
+        assert calls["Dispatcher._enqueue"] == 0
+
     @THOUSAND
     async def test_do_not_grow_with_the_endpoints(self, inside: Inside) -> None:
         assert counted(inside, SMALL)["python"] / REQUESTS <= 320
