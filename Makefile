@@ -62,6 +62,10 @@ bench: $(VENV)/.ready  ## CPU per request, per chunk, idle, memory against the b
 lab: $(VENV)/.ready  ## every routing policy on every trace under virtual time, a page with plots (CELLS=quick: minutes, full: hours)
 	@$(BIN)/python -m bench.lab $(CELLS)
 
+.PHONY: lab-live
+lab-live: $(VENV)/.ready  ## two of the lab's cells in real time through Envoy, beside the lab's own numbers (4 minutes)
+	@$(BIN)/python -m bench.lab.live
+
 .PHONY: test-vllm
 test-vllm: $(VENV)/.ready  ## the same against two real vLLM servers on CPU (installs 6 GB)
 	@tests/vllm/run
