@@ -653,6 +653,7 @@ _SHARED = frozenset(
         "metrics-cert-dir",
         "metrics-client-ca-file",
         "metrics-token-file",
+        "kubeconfig",
         "v",
         "zap-encoder",
         "zap-log-level",
@@ -702,7 +703,7 @@ BBR_FLAGS = (
         "resources",
         PATH,
         "Directory of manifests to follow, of which ConfigMaps with the label inference.networking.k8s.io/bbr-managed count: "
-        "baseModel, and its adapters as a YAML list.",
+        "baseModel, and its adapters as a YAML list. In a cluster, or with a kubeconfig, those of the namespace count as well.",
         metavar="DIR",
     ),
     *(flag for flag in FLAGS if flag.flag.removeprefix("--") in _SHARED),

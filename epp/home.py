@@ -16,7 +16,7 @@ from epp.kubernetes.api import Api
 from epp.kubernetes.cluster import Cluster, Selected
 from epp.kubernetes.discovery import PodDiscovery
 from epp.kubernetes.lease import Leadership
-from epp.kubernetes.objects import policies, routing
+from epp.kubernetes.objects import ObjectSource, base_models, policies, routing
 from epp.kubernetes.review import Reviews
 from epp.resources.directory import OnObjects
 from epp.resources.objects import InferencePool
@@ -83,6 +83,16 @@ class Home:
         await self.release()
         if self._reviews is not None:
             self._reviews.close()
+
+
+def base_model_source(
+    settings: Settings, on_objects: OnObjects, faults: Callable[[str, Exception], None]
+) -> ObjectSource | None:
+    """ConfigMaps that tell adapters' base models, from Kubernetes; None where we are in no cluster and none is named."""
+    if settings.kubeconfig is None and settings.service_host is None:
+        return None
+    api = Api(credentials_of(settings), asyncio.get_running_loop().time)
+    return ObjectSource(api, settings.pool_namespace, base_models(), on_objects, faults=faults, rng=random.Random())
 
 
 def lease_name(settings: Settings) -> str:

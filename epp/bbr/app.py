@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import uvloop
 
@@ -16,6 +17,7 @@ from epp.bbr.steps import steps_of
 from epp.extproc.exchange import BODY_LIMIT_BYTES
 from epp.extproc.session import open_session
 from epp.extproc.tls import TlsError
+from epp.home import base_model_source
 from epp.incidents import Incidents
 from epp.observe import logs
 from epp.observe.auth import TokenError
@@ -51,7 +53,11 @@ class BodyRouter:
         self._watch = LoopWatch(Pressure(), time.monotonic, settings.hang_timeout_s)
         self._directory: Directory | None = None
         if settings.resources is not None:
-            self._directory = Directory(settings.resources, settings.pool_namespace, self._resources_changed)
+            on_objects = partial(self._resources_changed, Source.DIRECTORY)
+            self._directory = Directory(settings.resources, settings.pool_namespace, on_objects)
+        self._source = base_model_source(
+            settings, partial(self._resources_changed, Source.KUBERNETES), incidents.degraded
+        )
         router = Router(steps, self.record, incidents.refused, time.perf_counter)
         session = open_session(
             router, loop.time, settings.default_modes, incidents, settings.max_body_bytes or BODY_LIMIT_BYTES
@@ -63,6 +69,8 @@ class BodyRouter:
     async def start(self) -> None:
         if self._directory is not None:
             self._directory.start()
+        if self._source is not None:
+            self._source.start()
         bound = await self.ports.open()
         self._watch.start()
         tls = " (TLS)" if self._settings.secure_serving else ""
@@ -81,11 +89,13 @@ class BodyRouter:
         self._watch.stop()
         if self._directory is not None:
             await self._directory.close()
+        if self._source is not None:
+            await self._source.close()
         await self.ports.close()
 
-    def _resources_changed(self, objects: Sequence[Resource]) -> None:
+    def _resources_changed(self, source: Source, objects: Sequence[Resource]) -> None:
         told = [one for one in objects if isinstance(one, BaseModel)]
-        for notice in self.resources.replace(Source.DIRECTORY, told).notices:
+        for notice in self.resources.replace(source, told).notices:
             log.warning("%s", notice)
         log.info("base models of %d models are known", self.resources.routing.known)
 
