@@ -929,6 +929,32 @@ def schema() -> None:
     click.echo(configuration.render_schema(), nl=False)
 
 
+_PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@cli.command(short_help="Replay a log of traffic against configurations.", context_settings=_PASSED_ON)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def replay(args: tuple[str, ...]) -> None:
+    _in_the_lab("replay", args)
+
+
+def _in_the_lab(command: str, args: Sequence[str]) -> None:
+    """Run a command that needs more than the picker does, and say what to install where it is not there."""
+    try:
+        # Imported late, and only here: the picker itself runs without any of it.
+        from bench.replay import commands
+
+        getattr(commands, command).main(args=list(args), prog_name=f"epp {command}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _LAB:
+            raise
+        click.echo(f"epp {command} needs the routing lab: pip install 'epp[lab]' ({error.name} is missing)", err=True)
+        sys.exit(2)
+
+
+_LAB = ("bench", "rich", "matplotlib", "optuna")
+
+
 @cli.command(name="version", short_help="Print the version.")
 def print_version() -> None:
     """Print the version, and that of Python."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,3 +44,25 @@ def test_every_request_is_in_it_and_no_word_of_any(
     assert [(one.request, one.status, one.aborted) for one in outcomes] == [(n, 200, False) for n in (1, 2, 3)]
     if config is FULL_DUPLEX:
         assert all(one.ttft_s is not None and one.prompt_tokens == 11 for one in outcomes)
+    answered = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "epp",
+            "replay",
+            str(log),
+            "--seeds",
+            "2",
+            "--processes",
+            "2",
+            "--fail-if",
+            "hit < 100%",
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert answered.returncode == 1, answered.stderr
+    assert "a decision log of 3 requests" in answered.stdout and "on 2 × " in answered.stdout
+    assert ("as recorded" in answered.stdout) == (config is FULL_DUPLEX)
