@@ -43,6 +43,7 @@ class Tool(msgspec.Struct, frozen=True):
         return BIN / f"{self.name}-{self.version.partition('+')[0]}"
 
 
+_GO = "1.24"
 _K8S = "v1.34.2"
 _STAMP = "k8s.io/component-base/version"
 
@@ -123,7 +124,9 @@ class Builder:
             known = json.loads(self._run(go, "mod", "download", "-json", f"{tool.module}@{tool.version}", at=directory))
             staged = _STAGED.findall(Path(known["GoMod"]).read_text())
             replaced = "".join(f"replace {module} => {module} {tool.staged}\n" for module in staged)
-        (directory / "go.mod").write_text(f"module tools\n\nrequire {tool.module} {tool.version}\n\n{replaced}")
+        # From Go 1.17 on only the modules are looked up that the program is built of, and not all that those ever asked for.
+        head = f"module tools\n\ngo {_GO}\n\nrequire {tool.module} {tool.version}\n\n"
+        (directory / "go.mod").write_text(head + replaced)
         made = directory / "made"
         flags = " ".join(("-s -w", *(f"-X {stamp}" for stamp in tool.stamps)))
         self._run(go, "build", "-mod=mod", "-trimpath", "-ldflags", flags, "-o", str(made), tool.package, at=directory)
