@@ -66,6 +66,10 @@ lab: $(VENV)/.ready  ## every routing policy on every trace under virtual time, 
 lab-live: $(VENV)/.ready  ## two of the lab's cells in real time through Envoy, beside the lab's own numbers (4 minutes)
 	@$(BIN)/python -m bench.lab.live
 
+.PHONY: bench-pressure
+bench-pressure: $(VENV)/.ready  ## time to first token by priority and tenant at twice the load, with and without flow control (4 minutes)
+	@$(BIN)/python -m bench.pressure
+
 .PHONY: test-vllm
 test-vllm: $(VENV)/.ready  ## the same against two real vLLM servers on CPU (installs 6 GB)
 	@tests/vllm/run
