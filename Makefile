@@ -74,6 +74,10 @@ bench-pressure: $(VENV)/.ready  ## time to first token by priority and tenant at
 test-vllm: $(VENV)/.ready  ## the same against two real vLLM servers on CPU (installs 6 GB)
 	@tests/vllm/run
 
+.PHONY: test-gateway
+test-gateway: $(VENV)/.ready  ## the same through a real Envoy Gateway (needs Go, which builds it in 3 minutes)
+	@$(BIN)/pytest -m gateway tests/gateways
+
 .cache/fuzz/.ready: requirements/fuzz.txt
 	@$(PYTHON) -m venv .cache/fuzz/venv
 	@.cache/fuzz/venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/fuzz.txt

@@ -15,6 +15,7 @@ FIXTURES = {
     "h2spec": ("h2spec",),
     "helm": ("helm",),
     "cluster": ("etcd", "kube-apiserver"),
+    "envoy_gateway": ("envoy-gateway",),
 }
 """The tools behind each fixture."""
 
@@ -71,6 +72,12 @@ def h2spec(pytestconfig: pytest.Config) -> Path:
 def helm(pytestconfig: pytest.Config) -> Path:
     """Helm 3."""
     return _tool(pytestconfig, "helm")
+
+
+@pytest.fixture(scope="session")
+def envoy_gateway(pytestconfig: pytest.Config) -> Path:
+    """Envoy Gateway, the control plane."""
+    return _tool(pytestconfig, "envoy-gateway")
 
 
 @pytest.fixture(scope="session")

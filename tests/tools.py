@@ -29,7 +29,8 @@ _STAGED = re.compile(r"^\s+(\S+) => \./staging/", re.MULTILINE)
 
 class Tool(msgspec.Struct, frozen=True):
     """A main package of a module. `staged` is the version of those modules that it keeps in directories of its own, which only
-    the main module of a build may replace. `stamps` are linker variables."""
+    the main module of a build may replace. `stamps` are linker variables. `alone` is built by its own go.mod and nothing else: as a
+    requirement of another module it would ask for versions that nobody needs and not all of which can be had."""
 
     name: str
     package: str
@@ -37,6 +38,7 @@ class Tool(msgspec.Struct, frozen=True):
     version: str
     staged: str = ""
     stamps: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def path(self) -> Path:
@@ -63,6 +65,13 @@ TOOLS = {
             staged="v0.34.2",
             # Charts ask the server for its version.
             stamps=(f"{_STAMP}.gitVersion={_K8S}", f"{_STAMP}.gitMajor=1", f"{_STAMP}.gitMinor=34"),
+        ),
+        Tool(
+            "envoy-gateway",
+            "github.com/envoyproxy/gateway/cmd/envoy-gateway",
+            "github.com/envoyproxy/gateway",
+            "v1.9.1",
+            alone=True,
         ),
     )
 }
@@ -119,6 +128,11 @@ class Builder:
         return tool.path
 
     def _compile(self, go: str, tool: Tool, directory: Path) -> Path:
+        flags = " ".join(("-s -w", *(f"-X {stamp}" for stamp in tool.stamps)))
+        if tool.alone:
+            asked = f"{tool.package}@{tool.version}"
+            self._run(go, "install", "-trimpath", "-ldflags", flags, asked, at=directory, GOBIN=str(directory))
+            return directory / tool.package.rpartition("/")[2]
         replaced = ""
         if tool.staged:
             known = json.loads(self._run(go, "mod", "download", "-json", f"{tool.module}@{tool.version}", at=directory))
@@ -128,13 +142,12 @@ class Builder:
         head = f"module tools\n\ngo {_GO}\n\nrequire {tool.module} {tool.version}\n\n"
         (directory / "go.mod").write_text(head + replaced)
         made = directory / "made"
-        flags = " ".join(("-s -w", *(f"-X {stamp}" for stamp in tool.stamps)))
         self._run(go, "build", "-mod=mod", "-trimpath", "-ldflags", flags, "-o", str(made), tool.package, at=directory)
         return made
 
-    def _run(self, go: str, *arguments: str, at: Path) -> bytes:
+    def _run(self, go: str, *arguments: str, at: Path, **more: str) -> bytes:
         """What the command says. Raises Missing when it fails or is cut off."""
-        environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+        environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off", **more}
         pipe = subprocess.PIPE
         command = ["nice", "-n", "19", go, *arguments]
         with subprocess.Popen(command, cwd=at, env=environment, stdout=pipe, stderr=pipe) as process:

@@ -1,0 +1,1 @@
+"""Real gateways that are no plain Envoy."""
