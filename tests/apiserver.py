@@ -19,7 +19,7 @@ REASONS = {200: "OK", 201: "Created"}
 class FakeApi:
     """Collections by path. A collection is there once it was `install`ed or something was `put` into it.
 
-    `refuse` is the status for every question, where not 0; `tokens` are those that are taken, all where empty; `silent` lets
+    `half` cuts the connection in the middle of the next event. `refuse` is the status for every question, where not 0; `tokens` are those that are taken, all where empty; `silent` lets
     questions wait; `documents` are answered as they are, by path; `garbage` is the body of every answer, where not empty. `post` answers what is created. `asked` holds
     each question as method, path and parameters; `tokens_seen` the token of each.
     """
@@ -38,6 +38,8 @@ class FakeApi:
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.tokens_seen: list[str] = []
         self.watches = 0
+        self.connections = 0
+        self.half = False
         self.port = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,6 +110,7 @@ class FakeApi:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         try:
             while True:
                 await self._answer(reader, writer)
@@ -167,6 +170,10 @@ class FakeApi:
                 news = self._news
                 for version, collection, kind, body in list(self.history):
                     if version > at and collection == path:
+                        if self.half:
+                            self.half = False
+                            writer.write(b'20\r\n{"type": "ADDED", "object": {"met\r\n')
+                            raise ConnectionError
                         _event(writer, kind, body)
                         at = version
                 await writer.drain()

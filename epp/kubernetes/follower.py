@@ -140,7 +140,7 @@ class Follower(Generic[T]):
                 return 0.0
             self._say(logging.INFO, f"{self._what}: not installed; looked for now and then")
         elif status == 403:
-            self._say(logging.WARNING, f"{self._what} may not be read and are done without: {refusal}")
+            self._say(logging.WARNING, f"{self._what} may not be read; what was known of them stays: {refusal}")
         elif status == 401:
             # Credentials are read when a connection is made.
             connection.close()

@@ -172,6 +172,66 @@ async def test_a_watch_cut_again_and_again_goes_on_where_it_was(server: FakeApi,
     ]
 
 
+async def test_an_event_that_is_cut_in_the_middle_comes_again_whole(server: FakeApi, followed: Followed) -> None:
+    followed.pods.aim("app=vllm", (8000,))
+    await until(lambda: server.watches == 1)
+    server.half = True
+    server.put(PODS, a_pod("a", "10.0.0.1"))
+    await until(lambda: followed.now == ["10.0.0.1:8000"])
+    assert sum("watch" not in parameters for _, _, parameters in server.asked) == 1
+
+
+async def test_pages_and_watch_share_one_connection(server: FakeApi, followed: Followed) -> None:
+    for number in range(250):
+        server.put(PODS, a_pod(f"p{number:03}", f"10.0.1.{number}"))
+    followed.pods.aim("app=vllm", (8000,))
+    await until(lambda: server.watches == 1)
+    assert (len(server.asked), server.connections) == (4, 1)
+
+
+async def test_a_change_that_changes_no_endpoint_is_handed_to_nobody(server: FakeApi, followed: Followed) -> None:
+    server.put(PODS, a_pod("a", "10.0.0.1"))
+    followed.pods.aim("app=vllm", (8000,))
+    await until(lambda: server.watches == 1)
+    for number in range(50):
+        server.put(PODS, a_pod("a", "10.0.0.1", annotations={"beat": str(number)}))
+    server.put(PODS, a_pod("b", "10.0.0.2"))
+    await until(lambda: len(followed.now) == 2)
+    assert len(followed.said) == 2
+
+
+async def test_what_a_listener_failed_over_is_offered_again(server: FakeApi, tmp_path: Path) -> None:
+    faults: list[Exception] = []
+    taken: list[int] = []
+
+    def take(endpoints: Sequence[Endpoint]) -> None:
+        if not faults:
+            raise RuntimeError("a bug")
+        taken.append(len(endpoints))
+
+    api = Api(Kubeconfig(server.kubeconfig(tmp_path / "kubeconfig")), asyncio.get_running_loop().time)
+    pods = PodDiscovery(api, "default", take, faults=lambda _, error: faults.append(error), rng=random.Random(1))
+    server.put(PODS, a_pod("a", "10.0.0.1"))
+    pods.aim("app=vllm", (8000,))
+    await until(lambda: taken == [1])
+    await pods.close()
+    assert [str(fault) for fault in faults] == ["a bug"]
+
+
+async def test_a_connection_that_is_old_is_not_asked_again(
+    server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    api = Api(Kubeconfig(server.kubeconfig(tmp_path / "kubeconfig", tokenFile=str(token))), lambda: 0.0)
+    connection = api.connection()
+    for text, age_s in (("first", 300.0), ("second", 300.0), ("third", -1.0)):
+        monkeypatch.setattr("epp.kubernetes.api.MAX_AGE_S", age_s)
+        token.write_text(text)
+        await connection.ask(PODS)
+    connection.close()
+    assert server.tokens_seen == ["first", "first", "third"]
+
+
 async def test_history_that_is_gone_is_made_up_for_by_a_list(server: FakeApi, followed: Followed) -> None:
     server.put(PODS, a_pod("a", "10.0.0.1"))
     followed.pods.aim("app=vllm", (8000,))
