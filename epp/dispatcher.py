@@ -47,7 +47,7 @@ FAIRNESS_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairne
 MAX_WAIT_HEADER = "x-llm-d-max-queue-wait-ms"
 """The longest wait for its turn that a client accepts, in milliseconds. What is no number says nothing."""
 
-SLO_HEADER = "x-llm-d-slo-ttft-ms"
+SLO_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 """The time to first token that a client wants, in milliseconds from its arrival."""
 
 REWRITE_HEADERS = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
@@ -678,7 +678,7 @@ class Dispatcher:
             tokens=self._uncached(request),
             body_bytes=request.body_bytes,
             max_wait_s=_milliseconds(request.headers.get(MAX_WAIT_HEADER)),
-            slo_deadline_s=place.opened_s + _milliseconds(request.headers.get(SLO_HEADER)),
+            slo_deadline_s=place.opened_s + _milliseconds(_first(request.headers, SLO_HEADERS)),
         )
         refused: Drop | None = None
         outcome = QUEUED
@@ -877,7 +877,11 @@ class Dispatcher:
     def _settle(self, account: Account, grant: Grant, notice: Finished, counted: Usage | None, now_s: float) -> None:
         assert self._quota is not None
         try:
-            self._quota.settle(grant, _spent(account, notice, counted), now_s)
+            if notice.cause is Cause.EVICTED:
+                # It has to come again: whatever it got is of no use.
+                self._quota.cancel(grant, now_s)
+            else:
+                self._quota.settle(grant, _spent(account, notice, counted), now_s)
         except Exception as error:
             self._faults("quota", error)
 
@@ -896,8 +900,7 @@ class Dispatcher:
 
 def _spent(account: Account, notice: Finished, counted: Usage | None) -> int | None:
     """Tokens of prompt and answer as far as the end of the exchange tells, None where it does not."""
-    # Who was evicted has nothing of what it got.
-    if account.status >= 400 or notice.cause is Cause.EVICTED:
+    if account.status >= 400:
         return 0
     if counted is not None and counted.prompt_tokens is not None:
         return counted.prompt_tokens + (counted.completion_tokens or 0)

@@ -80,6 +80,12 @@ def test_an_error_of_the_server_costs_no_tokens(status: int) -> None:
     assert desk.left() == (4, 1000)
 
 
+def test_a_request_that_had_to_give_way_costs_nothing() -> None:
+    desk = LimitedDesk()
+    desk.serve(short(), cause=Cause.EVICTED, tail=USAGE, body_bytes=len(USAGE))
+    assert desk.left() == (5, 1000)
+
+
 def test_where_nobody_knows_the_estimate_stands() -> None:
     desk = LimitedDesk()
     desk.serve(short(), cause=Cause.ABORTED)
