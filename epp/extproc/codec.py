@@ -52,6 +52,7 @@ ENDPOINT_NAMESPACE = "envoy.lb"
 SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 ATTRIBUTES = "envoy.filters.http.ext_proc"
 UPSTREAM_ADDRESS = "upstream.address"
+CLUSTER_NAME = "xds.cluster_name"
 POOL = "x-gateway-inference-pool"
 """The key, in whatever namespace of metadata the proxy forwards, of the pool that the request is for."""
 
@@ -314,7 +315,8 @@ def _pool(message: pb.ProcessingRequest) -> str:
     for told in message.metadata_context.filter_metadata.values():
         if POOL in told.fields:
             return str(told.fields[POOL].string_value)
-    return ""
+    # Sent only where the proxy's configuration asks for it, which is to say that clusters are called like pools.
+    return _attribute(message, CLUSTER_NAME)
 
 
 def _split(items: Iterable[str]) -> tuple[str, ...]:
@@ -326,9 +328,14 @@ def _served(message: pb.ProcessingRequest) -> str | None:
     value = _metadata(message, ENDPOINT_NAMESPACE, SERVED)
     if value is not None and value.string_value:
         return str(value.string_value)
-    if ATTRIBUTES not in message.attributes or UPSTREAM_ADDRESS not in message.attributes[ATTRIBUTES].fields:
-        return None
-    return message.attributes[ATTRIBUTES].fields[UPSTREAM_ADDRESS].string_value or None
+    return _attribute(message, UPSTREAM_ADDRESS) or None
+
+
+def _attribute(message: pb.ProcessingRequest, name: str) -> str:
+    """An attribute that is a text; "" where there is none of that name."""
+    if ATTRIBUTES not in message.attributes or name not in message.attributes[ATTRIBUTES].fields:
+        return ""
+    return str(message.attributes[ATTRIBUTES].fields[name].string_value)
 
 
 # --- Encoding --------------------------------------------------------------------------------------------------------

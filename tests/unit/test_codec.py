@@ -188,6 +188,21 @@ class TestDecodeHeaders:
         ]:
             assert understood(message.SerializeToString()) == ResponseHeaders(HEADERS, False, expected)
 
+    def test_which_pool_is_meant(self) -> None:
+        attributes = struct_pb2.Struct()
+        attributes.update({"xds.cluster_name": "by-attribute", "xds.route_name": "r"})
+        part = pb.HttpHeaders(headers=block(HEADERS))
+        context = metadata("any.namespace", "x-gateway-inference-pool", "by-metadata")
+        context.filter_metadata["another"].update({"x": "y"})
+        told = {"envoy.filters.http.ext_proc": attributes}
+        for message, pool in [
+            (request(request_headers=part, metadata_context=context, attributes=told), "by-metadata"),
+            (request(request_headers=part, attributes=told), "by-attribute"),
+            (request(request_headers=part, attributes={"other": attributes}), ""),
+            (request(request_headers=part, metadata_context=metadata("n", "x-gateway-inference-pool", 7)), ""),
+        ]:
+            assert understood(message.SerializeToString()) == RequestHeaders(HEADERS, False, pool=pool)
+
     @given(st.dictionaries(texts, st.binary(max_size=300), max_size=6), st.booleans(), st.booleans())
     def test_reading_the_bytes_and_upb_agree(self, headers: dict[str, bytes], end: bool, modes: bool) -> None:
         entries = base_pb2.HeaderMap()
