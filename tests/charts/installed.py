@@ -87,6 +87,16 @@ class Installed:
     def _here(self, text: str) -> str:
         return text.replace("/etc/epp", str(self.directory / "config")).replace("/eds", str(self.directory / "eds"))
 
+    def metrics_status(self, token: str) -> int:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        try:
+            url = f"http://127.0.0.1:{self.metrics}/metrics"
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+
     def ask(self) -> tuple[int, str]:
         """A chat through Envoy: the status, and which server answered."""
         request = urllib.request.Request(

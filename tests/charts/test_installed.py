@@ -82,6 +82,23 @@ def test_behind_a_gateway_the_picker_knows_the_pool(
     assert "may not be read" not in picker.log.read_text()
 
 
+def test_one_leads_and_only_the_reader_reads_metrics(
+    taking: Cluster, stand: Stand, helm: Path, origins: list[Origin]
+) -> None:
+    values = [
+        "--set=router.epp.flags.ha-enable-leader-election=true",
+        "--set=router.monitoring.prometheus.enabled=true",
+    ]
+    release = Installed(taking, stand, helm, "epp", "led", SERVERS, *ports(origins), *values)
+    picker = release.picker()
+    until(lambda: release.ready)
+    assert taking.request("GET", "/apis/coordination.k8s.io/v1/namespaces/led/leases")["items"]
+    reader = taking.account_token("led", "model-epp-metrics-reader")
+    own = taking.account_token("led", "model-epp")
+    assert [release.metrics_status(token) for token in ("", own, reader)] == [401, 403, 200]
+    assert "may not be read" not in picker.log.read_text()
+
+
 def test_each_right_is_needed(taking: Cluster, stand: Stand, helm: Path, origins: list[Origin]) -> None:
     release = Installed(taking, stand, helm, "epp", "without-rights", SERVERS, *ports(origins))
     role = release.get("rbac.authorization.k8s.io/v1", "roles", "model-epp")

@@ -27,15 +27,20 @@ The picker of {{ .pool }} looks for model servers among pods with the labels {{ 
    With --set httpRoute.create=true --set httpRoute.inferenceGatewayName=NAME the chart makes one.
 {{- end }}
 
-4. What does it know of each server, and how do requests fare?
+4. How do requests fare, and what does it know of each server?
      kubectl -n {{ .namespace }} port-forward deployment/{{ .name }} 9090
-     curl http://127.0.0.1:9090/metrics          {{ if $router.monitoring.prometheus.auth.enabled }}-H "authorization: Bearer $TOKEN"{{ end }}
-     curl http://127.0.0.1:9090/debug/endpoints  {{ if $router.monitoring.prometheus.auth.enabled }}-H "authorization: Bearer $TOKEN"{{ end }}
-{{- if and $router.monitoring.prometheus.auth.enabled $router.monitoring.prometheus.enabled }}
-   with a token that may read /metrics:
+{{- if $router.monitoring.prometheus.auth.enabled }}
+     curl http://127.0.0.1:9090/metrics -H "authorization: Bearer $TOKEN"
+     curl http://127.0.0.1:9090/debug/endpoints -H "authorization: Bearer $TOKEN"
+   each with the token of an account that may get that path (nonResourceURLs of a ClusterRole).
+{{- if $router.monitoring.prometheus.enabled }} For /metrics there is one:
      TOKEN=$(kubectl -n {{ .namespace }} get secret {{ include "epp.readerSecret" . }} -o jsonpath='{.data.token}' | base64 -d)
-{{- else if $router.monitoring.prometheus.auth.enabled }}
-   with the token of an account that may get /metrics; --set router.monitoring.prometheus.enabled=true makes one.
+{{- else }} --set
+   router.monitoring.prometheus.enabled=true makes one for /metrics.
+{{- end }}
+{{- else }}
+     curl http://127.0.0.1:9090/metrics
+     curl http://127.0.0.1:9090/debug/endpoints
 {{- end }}
 {{- if not $router.epp.image.registry }}
 
