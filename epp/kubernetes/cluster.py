@@ -43,8 +43,10 @@ class Cluster:
         self._rng = rng
         self._pods: dict[str, PodDiscovery] = {}
         self._ending: list[PodDiscovery] = []
+        # Whether everything was known once: a pool that comes later does not make the others unready while its pods are asked for.
+        self._complete = False
         self._objects = ObjectSource(
-            api, namespace, collections, on_objects, on_settled=on_ready, faults=faults, rng=rng
+            api, namespace, collections, on_objects, on_settled=self._changed, faults=faults, rng=rng
         )
 
     async def start(self) -> None:
@@ -57,12 +59,18 @@ class Cluster:
 
     @property
     def ready(self) -> bool:
-        """Whether the objects are known, a pool among them, and the pods of every pool that is."""
+        """Whether there is a pool whose pods are known; at first, whether the objects are and the pods of every pool."""
+        return self._complete and any(pods.synced for pods in self._pods.values())
+
+    def _changed(self) -> None:
         described = [pods for pods in self._pods.values() if pods.aimed]
-        return self._objects.settled and bool(described) and all(pods.synced for pods in described)
+        if self._objects.settled and described and all(pods.synced for pods in described):
+            self._complete = True
+        self._on_ready()
 
     def pools(self, described: Mapping[str, InferencePool | None]) -> None:
         """Exactly these pools are served; None is one that no object describes: it has no members."""
+        self._ending = [pods for pods in self._ending if pods.ending]
         for name in self._pods.keys() - described.keys():
             pods = self._pods.pop(name)
             pods.clear()
@@ -77,7 +85,7 @@ class Cluster:
 
     def _discovery(self, on_change: OnChange) -> PodDiscovery:
         return PodDiscovery(
-            self._api, self._namespace, on_change, on_synced=self._on_ready, faults=self._faults, rng=self._rng
+            self._api, self._namespace, on_change, on_synced=self._changed, faults=self._faults, rng=self._rng
         )
 
 

@@ -59,6 +59,11 @@ class PodDiscovery:
         """Whether there are pods to follow."""
         return self._selector is not None
 
+    @property
+    def ending(self) -> bool:
+        """Whether anything is left to end after `clear`."""
+        return bool(self._closing)
+
     def aim(self, selector: str, ports: tuple[int, ...]) -> None:
         """Follow the pods of this label selector, at these ports, from now on. To be called on the loop."""
         if selector == self._selector and ports == self._ports:
