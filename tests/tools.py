@@ -101,11 +101,13 @@ class Builder:
         return self._paths[name].result()
 
     def close(self) -> None:
-        """Returns when nothing is left running; a build that was cut off leaves nothing behind but Go's own cache."""
+        """Ends what is being built, which leaves nothing behind but Go's own cache."""
         self._closed.set()
-        if self._compiling is not None:
-            self._compiling.terminate()
-        self._thread.join()
+        compiling = self._compiling
+        if compiling is not None:
+            compiling.terminate()
+        # It may also wait for another test run, which builds the same and holds the lock: then it dies with the process.
+        self._thread.join(5.0)
 
     def _build_all(self) -> None:
         for name, future in self._paths.items():
