@@ -253,6 +253,7 @@ class Picker:
             more=(lambda: chain.from_iterable(pool.flow.families(pool.look) for pool in self.pools),) if queues else (),
             gauges=(
                 *trust.gauges(),
+                *(self._home.gauges() if self._home is not None else ()),
                 Gauge("epp_loop_lag_seconds", "How late the event loop is, smoothed.", lambda: self.pressure.lag_s),
                 Gauge(
                     "epp_pressure_step",

@@ -18,6 +18,7 @@ from epp.kubernetes.discovery import PodDiscovery
 from epp.kubernetes.lease import Leadership
 from epp.kubernetes.objects import ObjectSource, base_models, policies, routing
 from epp.kubernetes.review import Reviews
+from epp.observe.exposition import Gauge
 from epp.resources.directory import OnObjects
 from epp.resources.objects import InferencePool
 from epp.settings import Settings
@@ -43,6 +44,7 @@ class Home:
         rng = random.Random()
         namespace = settings.pool_namespace
         api = Api(credentials_of(settings), asyncio.get_running_loop().time)
+        self._reach = api.reach
         self._source = _source(settings, api, on_objects, members, on_change, faults, rng)
         self._leadership: Leadership | None = None
         if settings.elects_leader:
@@ -63,6 +65,16 @@ class Home:
     def judge(self) -> Callable[[str, str], Awaitable[HTTPStatus]] | None:
         """Who may read metrics; None where Kubernetes is not to be asked."""
         return self._reviews.judge if self._reviews is not None else None
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        text = "For how long the Kubernetes API server has not answered, in seconds; 0 while it does."
+        unanswered = Gauge("epp_kubernetes_unanswered_seconds", text, lambda: self._reach.lost_for_s)
+        leadership = self._leadership
+        if leadership is None:
+            return (unanswered,)
+        return unanswered, Gauge(
+            "epp_leading", "1 while this replica holds the Lease.", lambda: float(leadership.leading)
+        )
 
     async def start(self) -> None:
         await self._source.start()

@@ -59,6 +59,11 @@ class Reach:
     def lost(self) -> bool:
         return self._lost_s is not None
 
+    @property
+    def lost_for_s(self) -> float:
+        """For how long there was no answer; 0 where there was one last."""
+        return self._clock() - self._lost_s if self._lost_s is not None else 0.0
+
     def answered(self) -> None:
         if self._lost_s is not None:
             log.info("the Kubernetes API server answers again, after %.0f s", self._clock() - self._lost_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -230,6 +231,37 @@ async def test_a_connection_that_is_old_is_not_asked_again(
         await connection.ask(PODS)
     connection.close()
     assert server.tokens_seen == ["first", "first", "third"]
+
+
+async def test_what_an_event_says_counts_before_anything_else_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that is told to end is no endpoint any more by the time the watch is read again: no request comes in between."""
+    pod = a_pod("a", "10.0.0.1", resourceVersion="1")
+    ending = a_pod("a", "10.0.0.1", resourceVersion="2", deletionTimestamp="2026-01-01T00:00:00Z")
+    seen: list[int] = []
+    said: list[Sequence[Endpoint]] = []
+
+    class Scripted:
+        async def ask(self, path: str, parameters: object) -> bytes:
+            return json.dumps({"metadata": {"resourceVersion": "1"}, "items": [pod]}).encode()
+
+        async def watch(self, path: str, parameters: object) -> None:
+            seen.append(len(said[-1]))
+
+        async def lines(self, timeout_s: float) -> list[bytes]:
+            seen.append(len(said[-1]))
+            if len(seen) > 2:
+                await asyncio.Event().wait()
+            return [json.dumps({"type": "MODIFIED", "object": ending}).encode()]
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(Api, "connection", lambda api: Scripted())
+    api = Api(Kubeconfig(Path("none")), asyncio.get_running_loop().time)
+    pods = PodDiscovery(api, "default", said.append, faults=lambda _, error: None, rng=random.Random(1))
+    pods.aim("app=vllm", (8000,))
+    await until(lambda: len(seen) > 2)
+    assert seen == [1, 1, 0]
+    await pods.close()
 
 
 async def test_history_that_is_gone_is_made_up_for_by_a_list(server: FakeApi, followed: Followed) -> None:

@@ -135,6 +135,7 @@ def test_the_server_is_restarted_and_killed(with_crds: Cluster, namespace: str, 
     until(lambda: "does not answer" in picker.log)
     assert picker.ready
     assert len(picker.endpoints) == 3
+    assert unanswered_s(picker) > 0.0
     cluster.start_server()
     cluster.delete(pods[0], grace_s=0)
     until(lambda: len(picker.endpoints) == 2)
@@ -144,6 +145,13 @@ def test_the_server_is_restarted_and_killed(with_crds: Cluster, namespace: str, 
     until(lambda: "p9-rank-0" in picker.endpoints)
     assert len(picker.endpoints) == 3
     assert picker.ready
+    assert unanswered_s(picker) == 0.0
+
+
+def unanswered_s(picker: Watching) -> float:
+    lines = picker.page("/metrics")[1].splitlines()
+    (value,) = (line.split()[1] for line in lines if line.startswith("epp_kubernetes_unanswered_seconds "))
+    return float(value)
 
 
 def test_types_installed_late_are_noticed(cluster: Cluster, with_crds: Cluster, namespace: str, watch: Watch) -> None:
@@ -276,6 +284,7 @@ def test_of_two_replicas_one_is_ready_and_the_other_takes_over(
     with_crds.apply(a_pool(namespace))
     one = watch("--pool-name=llama", "--ha-enable-leader-election", "--drain-timeout=1s")
     until(lambda: one.ready)
+    assert "epp_leading 1" in one.page("/metrics")[1]
     two = watch("--pool-name=llama", "--ha-enable-leader-election")
     until(lambda: "following the pods" in two.log)
     assert not two.ready
