@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench.cost.report import RESULTS, kept, plot, show, write
 from bench.cost.rows import ROWS, Result, Row
-from bench.cost.scenes import Load, Scene
+from bench.cost.scenes import Load, Scene, awake
 from bench.processes import ROOT, Stand, StartError
 
 
@@ -47,10 +48,10 @@ class Bench:
         elif row.unit == "MB":
             yield _result(row, self._in_scene(row).megabytes)
         elif row.unit == "ms":
-            p50, p99 = self._added_latency(row)
-            yield _result(row, p50)
+            picker, control = self._added_latency(row)
+            yield msgspec.structs.replace(_result(row, picker["p50"]), control=control["p50"])
             for other in derived:
-                yield _result(other, p99)
+                yield msgspec.structs.replace(_result(other, picker["p99"]), control=control["p99"])
         else:
             yield from self._cpu(row, derived)
 
@@ -67,30 +68,44 @@ class Bench:
             yield msgspec.structs.replace(_result(other, load.envoy_us / echo_us), us=load.envoy_us, echo_us=echo_us)
 
     def _per_chunk(self, row: Row) -> Load:
-        """A streamed request less one without a stream, over its chunks. Both without what scraping costs meanwhile: at
-        the few requests a second that long streams allow, a request's share of it is 20 times that of a short one."""
-        streamed = self._in_scene(row, less_idle=True).load
-        bare = self._in_scene(msgspec.structs.replace(row, events=0), less_idle=True).load
-        assert streamed is not None and bare is not None
+        """A streamed request less one whose answer takes as long and has one chunk, over the chunks between: as many requests a
+        second, so that what else a second costs is the same. The median of three pairs, as near to each other as can be."""
+        with self._stand() as stand:
+            scene = Scene(stand, row)
+            bare = msgspec.structs.replace(row, events=1, turns=row.events)
+            scene.load(2)
+            pairs = [(scene.load(self._seconds), scene.load(self._seconds, bare)) for _ in range(3)]
+        chunks = row.events - 1
         return Load(
-            max(0.0, streamed.us - bare.us) / row.events,
-            max(0.0, streamed.envoy_us - bare.envoy_us) / row.events,
-            streamed.per_second,
+            statistics.median((many.us - one.us) / chunks for many, one in pairs),
+            statistics.median((many.envoy_us - one.envoy_us) / chunks for many, one in pairs),
+            statistics.median(many.per_second for many, _ in pairs),
         )
 
-    def _added_latency(self, row: Row) -> tuple[float, float]:
-        """p50 and p99 with the picker less those of an Envoy that forwards by itself, at half of what the former can carry."""
-        with self._stand() as stand:
-            picker, bare = Scene(stand, row), Scene(stand, row, "nobody")
-            rate = picker.load(3).per_second / 2
-            without = [bare.latency(rate, self._seconds / 2)]
-            through = picker.latency(rate, self._seconds)
-            without.append(bare.latency(rate, self._seconds / 2))
-        added = [through[q] - (without[0][q] + without[1][q]) / 2 for q in ("p50", "p99")]
-        return max(0.0, added[0]), max(0.0, added[1])
+    def _added_latency(self, row: Row) -> tuple[dict[str, float], dict[str, float]]:
+        """p50 and p99 of the picker and of the control, each less those of an Envoy that forwards by itself.
 
-    def _in_scene(self, row: Row, *, less_idle: bool = False) -> _Measured:
-        """`less_idle` takes off what the picker uses without load."""
+        At half of what the picker can carry, in turns, with the cores kept from sleeping.
+        """
+        turns: dict[str, list[dict[str, float]]] = {"nobody": [], "picker": [], "constant": []}
+        with self._stand() as stand, awake():
+            scenes = {who: Scene(stand, row, who) for who in turns}
+            rate = scenes["picker"].load(3).per_second / 2
+            scenes["constant"].load(1)
+            for _ in range(3):
+                for who, scene in scenes.items():
+                    turns[who].append(scene.latency(rate, self._seconds / 2))
+        # The median of the turns: what else the machine did for a second does not count.
+        median = {
+            who: {q: statistics.median(t[q] for t in taken) for q in ("p50", "p99")} for who, taken in turns.items()
+        }
+        added = [
+            {q: max(0.0, median[who][q] - median["nobody"][q]) for q in ("p50", "p99")}
+            for who in ("picker", "constant")
+        ]
+        return added[0], added[1]
+
+    def _in_scene(self, row: Row) -> _Measured:
         with self._stand() as stand:
             scene = Scene(stand, row)
             if row.unit == "cores":
@@ -100,9 +115,6 @@ class Bench:
                 return _Measured(megabytes=scene.picker.resident_bytes() / 1e6)
             scene.load(2)
             load = scene.load(self._seconds)
-            if less_idle:
-                idle_us = scene.idle_cores(4) * 1e6
-                load = msgspec.structs.replace(load, us=load.us - idle_us / load.per_second)
             return _Measured(load=load, megabytes=scene.picker.resident_bytes() / 1e6)
 
     def _stand(self) -> Stand:

@@ -3,7 +3,8 @@
     python -m bench.cost.origin PORT COUNT PAGE
 
 Listens on COUNT loopback addresses (127.0.0.1, 127.0.0.2, …, 127.0.1.1, …) at PORT. `/metrics` is the file PAGE; a path that
-ends in `?events=N` is answered by N server-sent events, one write each; anything else by one short JSON.
+ends in `?events=N` is answered by N server-sent events, one write each 2 ms, with `&turns=M` in the time of M; anything else by
+one short JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def _whole(content_type: bytes, body: bytes) -> bytes:
 
 ANSWER = _whole(b"application/json", JSON)
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+TURN_S = 0.002
 CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
 
 
@@ -62,19 +64,22 @@ class Server(asyncio.Protocol):
             self._transport.write(self._page)
         elif b"?events=" in path:
             self._transport.write(STREAM_HEAD)
-            self._stream(int(path.partition(b"=")[2]))
+            asked = dict(part.split(b"=") for part in path.partition(b"?")[2].split(b"&"))
+            events = int(asked[b"events"])
+            self._stream(events, int(asked.get(b"turns", events)))
         else:
             self._transport.write(ANSWER)
 
-    def _stream(self, left: int) -> None:
-        """One event a turn of the loop, so that each arrives as a chunk of its own."""
+    def _stream(self, events: int, turns: int) -> None:
+        """One event a turn of the loop, so that each arrives as a chunk of its own; then as many turns without."""
         if self._transport.is_closing():
             return
-        if not left:
+        if not turns:
             self._transport.write(b"0\r\n\r\n")
             return
-        self._transport.write(CHUNK)
-        asyncio.get_running_loop().call_later(0.002, self._stream, left - 1)
+        if events:
+            self._transport.write(CHUNK)
+        asyncio.get_running_loop().call_later(TURN_S, self._stream, max(0, events - 1), turns - 1)
 
 
 def _content_length(head: bytes) -> int:

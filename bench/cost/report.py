@@ -71,7 +71,7 @@ def show(results: Sequence[Result], console: Console) -> None:
             f"\none r is the CPU of a bare grpc.aio echo: {min(echoes):.0f} to {max(echoes):.0f} µs a request in this run\n"
         )
     table = Table(box=None, pad_edge=False)
-    for column in ("work", "Go picker", "budget", "measured", "µs", "echo µs", "Envoy µs", "req/s", ""):
+    for column in ("work", "Go picker", "budget", "measured", "µs", "echo µs", "Envoy µs", "req/s", "control", ""):
         table.add_column(column, justify="left" if column == "work" else "right", no_wrap=True)
     for result in results:
         table.add_row(
@@ -83,6 +83,7 @@ def show(results: Sequence[Result], console: Console) -> None:
             _number(result.echo_us),
             _number(result.envoy_us),
             "" if result.requests_per_s is None else f"{result.requests_per_s:,.0f}",
+            "" if result.control is None else _with_unit(result.control, result),
             "[green]within[/]" if result.within else "[red]over[/]",
         )
     console.print(table)

@@ -14,7 +14,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     `budget` and `go` are in `unit`: "r" is CPU per request divided by that of the echo, "ms" latency added. `of` names the row
     that a derived one is read from. `shared` lets all prompts begin alike for nine tenths of their length. `events` is the number
-    of chunks of a streamed answer; the row is then the cost of one.
+    of chunks of a streamed answer; the row is then the cost of one. `turns` is how long the answer takes where that is more, in
+    the time that one chunk takes.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
     shared: bool = False
     events: int = 0
+    turns: int = 0
     real_page: bool = False
     connections: int = 16
     of: str = ""
@@ -71,7 +73,9 @@ ROWS = (
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """A row measured. `us` is CPU per request (or chunk) of the picker, `envoy_us` of Envoy; `echo_us` is one r beside it."""
+    """A row measured. `us` is CPU per request (or chunk) of the picker, `envoy_us` of Envoy; `echo_us` is one r beside it.
+    `control` is what a server that decides nothing adds to latency.
+    """
 
     row: str
     title: str
@@ -83,6 +87,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     envoy_us: float | None = None
     echo_us: float | None = None
     requests_per_s: float | None = None
+    control: float | None = None
 
     @property
     def within(self) -> bool:

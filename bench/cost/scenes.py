@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import yaml
 from bench.cost.origin import address
 from bench.cost.rows import Row
 from bench.processes import ENVOY_CONFIGS, ROOT, Process, Stand, StartError, answers, envoy_config, free_port
+from epp.discovery.eds import eds_document
+from epp.endpoint import Endpoint
 
 PAGES = ROOT / "tests" / "data" / "metrics"
 SMALL_PAGE = (
@@ -37,8 +42,35 @@ class Load(msgspec.Struct, frozen=True):
     per_second: float
 
 
+@contextlib.contextmanager
+def awake() -> Iterator[None]:
+    """While inside, a spinner of idle priority keeps each core from sleeping: it yields to whoever wants the core.
+
+    A virtual core that halts takes the hypervisor tens of microseconds to wake, at every message from one process to another.
+    """
+    spinners = [
+        subprocess.Popen([sys.executable, "-c", _SPIN.format(core=core)]) for core in sorted(os.sched_getaffinity(0))
+    ]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+_SPIN = """
+import os
+os.sched_setaffinity(0, {{{core}}})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    pass
+"""
+
+
 class Scene:
-    """One row's processes. `who` answers ext_proc: the picker, the bare echo, or nobody (Envoy forwards by itself)."""
+    """One row's processes. `who` answers ext_proc: the picker, the bare echo, the constant control, or nobody (Envoy forwards
+    by itself)."""
 
     def __init__(self, stand: Stand, row: Row, who: str = "picker") -> None:
         self.stand = stand
@@ -59,12 +91,15 @@ class Scene:
         origin.wait_until(lambda: answers(f"http://{self.endpoints[-1]}/metrics"), 20)
         self.eds = self.directory / "eds" / "servers.yaml"
         self.eds.parent.mkdir()
-        self.picker = self._picker() if who == "picker" else self._echo() if who == "echo" else origin
+        if who == "constant":
+            host, port = self.endpoints[0].split(":")
+            self.eds.write_text(eds_document("servers", [Endpoint(name="origin", address=host, port=int(port))]))
+        self.picker = self._picker() if who == "picker" else origin if who == "nobody" else self._other(who)
         self.envoy = self._envoy(who)
 
-    def _echo(self) -> Process:
-        argv = [sys.executable, "-m", "bench.cost.echo", str(self.grpc), self.endpoints[0]]
-        process = self.stand.start("echo", argv, cwd=ROOT)
+    def _other(self, who: str) -> Process:
+        argv = [sys.executable, "-m", f"bench.cost.{who}", str(self.grpc), self.endpoints[0]]
+        process = self.stand.start(who, argv, cwd=ROOT)
         process.wait_until(lambda: _listens(self.grpc), 20)
         return process
 
@@ -105,16 +140,17 @@ class Scene:
             envoy_config(source, listen=self.port, admin=self.admin, picker=self.grpc, eds=self.eds, edit=edit)
         )
 
-    def load(self, seconds: float) -> Load:
-        """Run wrk. Raises StartError when any request failed."""
+    def load(self, seconds: float, row: Row | None = None) -> Load:
+        """Run wrk with the requests of `row`, this scene's by default. Raises StartError when any request failed."""
         before, envoy_before = self.picker.cpu_seconds(), self.envoy.cpu_seconds()
-        requests = self._wrk(seconds)
+        requests = self._wrk(seconds, row or self.row)
         us = (self.picker.cpu_seconds() - before) / requests * 1e6
         return Load(us, (self.envoy.cpu_seconds() - envoy_before) / requests * 1e6, requests / seconds)
 
-    def _wrk(self, seconds: float) -> int:
-        row = self.row
-        path = "/v1/chat/completions" + (f"?events={row.events}" if row.events else "")
+    def _wrk(self, seconds: float, row: Row) -> int:
+        path = "/v1/chat/completions"
+        if row.events:
+            path += f"?events={row.events}&turns={max(row.events, row.turns)}"
         script = Path(__file__).with_name("bodies.lua")
         argv = ["wrk", "-t1", f"-c{row.connections}", f"-d{max(1, round(seconds))}s", "-s", str(script)]
         told = [str(row.prompt_bytes), "true" if row.events else "false", "shared" if row.shared else "distinct"]
