@@ -938,6 +938,12 @@ def replay(args: tuple[str, ...]) -> None:
     _in_the_lab("replay", args)
 
 
+@cli.command(short_help="Search a configuration's weights and thresholds on a log.", context_settings=_PASSED_ON)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def tune(args: tuple[str, ...]) -> None:
+    _in_the_lab("tune", args)
+
+
 def _in_the_lab(command: str, args: Sequence[str]) -> None:
     """Run a command that needs more than the picker does, and say what to install where it is not there."""
     try:

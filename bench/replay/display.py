@@ -56,15 +56,18 @@ def about_source(source: Source) -> str:
 
 
 def about_setting(setting: Setting, seeds: int) -> str:
+    times = "once" if seeds == 1 else f"{seeds} times with different chance"
+    return (
+        f"on {about_servers(setting)}; each configuration {times}; the first fifth fills the caches and is not counted"
+    )
+
+
+def about_servers(setting: Setting) -> str:
     kinds = dict.fromkeys(one.name for one in setting.servers)
     each = " + ".join(f"{sum(one.name == kind for one in setting.servers)} × {kind}" for kind in kinds)
     mode = "lean mode" if setting.lean else "full duplex"
     speed = "" if setting.speed == 1 else f", at {setting.speed:g} times the recorded speed"
-    times = "once" if seeds == 1 else f"{seeds} times with different chance"
-    return (
-        f"on {each}, {mode}, metrics every {seconds(setting.scrape_interval_s)}{speed}; each configuration {times}; "
-        "the first fifth fills the caches and is not counted"
-    )
+    return f"{each}, {mode}, metrics every {seconds(setting.scrape_interval_s)}{speed}"
 
 
 def table(rows: Sequence[Row], names: Sequence[str], recorded: Recorded | None) -> Table:

@@ -12,6 +12,7 @@ import numpy as np
 from bench.replay.comparison import Row
 from bench.replay.histogram import BUCKETS, LEAST_S, quantiles
 from bench.replay.measures import Unit
+from bench.replay.search import PRESSED, Trial, frontier
 from bench.replay.tally import STRETCHES, Tally
 
 _LOG_STEP = np.log(1.01)
@@ -77,6 +78,23 @@ def differences(rows: Sequence[Row], names: Sequence[str]) -> str:
     )
     axes.invert_yaxis()
     axes.set_xlabel(f"% more than {names[0]}")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def tradeoff(trials: Sequence[Trial], best: Trial) -> str:
+    """Every trial by time to first token and throughput, with the frontier."""
+    figure, axes = _figure(7.5, 4.5)
+    edge = frontier(trials)
+    axes.plot(
+        [one.tokens_per_s for one in trials], [one.ttft_p90_s for one in trials], "o", ms=4, color="0.7", label="trials"
+    )
+    axes.plot([one.tokens_per_s for one in edge], [one.ttft_p90_s for one in edge], "o-", ms=5, label="frontier")
+    axes.plot(trials[0].tokens_per_s, trials[0].ttft_p90_s, "s", ms=9, label="as it was")
+    axes.plot(best.tokens_per_s, best.ttft_p90_s, "*", ms=14, label="chosen")
+    axes.set_yscale("log")
+    axes.set_xlabel(f"tokens served a second at {PRESSED:g} times the speed")
+    axes.set_ylabel("TTFT p90, seconds")
     axes.legend(frameon=False)
     return _svg(figure)
 

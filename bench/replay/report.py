@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from bench.replay import plots
 from bench.replay.comparison import Cell, Row
-from bench.replay.course import Candidate
+from bench.replay.course import Candidate, ReplayError
 from bench.replay.measures import Measure
 from bench.replay.tally import Tally
 from bench.replay.wording import difference, is_better, value
@@ -33,11 +34,9 @@ def render(
     """`about` says what was replayed on what; `verdicts` are lines with whether they failed."""
     names = [one.name for one in candidates]
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>epp replay</title>",
-        f"<style>{_STYLE}</style><h1>Replay</h1>",
         *(f"<p>{escape(line)}</p>" for line in about),
         *(f'<p class="{"failed" if failed else ""}">{escape(line)}</p>' for line, failed in verdicts),
-        _table(rows, names),
+        table_of(rows, names),
         "<p>In brackets the bounds within which the difference stays in 95 of 100 traces made of this one's stretches; grey where it may "
         "be chance. Servers are simulated: compare columns, and take a column's own numbers for what such servers would do.</p>",
         "<h2>Time to first token</h2>",
@@ -46,11 +45,25 @@ def render(
     ]
     if len(names) > 1:
         parts += ["<h2>Differences</h2>", plots.differences(rows, names)]
-    parts += ["<h2>Configurations</h2>", *(_configuration(one) for one in candidates), "</html>\n"]
-    return "\n".join(parts)
+    parts += ["<h2>Configurations</h2>", *(configuration(one) for one in candidates)]
+    return page("Replay", parts)
 
 
-def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole document."""
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
+    return "\n".join([head, *parts, "</html>\n"])
+
+
+def write(path: Path, text: str) -> None:
+    """Raises ReplayError."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ReplayError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def table_of(rows: Sequence[Row], names: Sequence[str]) -> str:
     first, *others = (escape(name) for name in names)
     head = f"<th></th><th>{first}</th>" + "".join(f"<th>{name}</th><th>difference</th>" for name in others)
     return f"<table><tr>{head}</tr>{''.join(map(_row, rows))}</table>"
@@ -70,6 +83,6 @@ def _cell(cell: Cell, measure: Measure) -> str:
     return f'{shown}<td class="{kind}">{difference(cell.difference, measure)}</td>'
 
 
-def _configuration(candidate: Candidate) -> str:
+def configuration(candidate: Candidate) -> str:
     text = candidate.text if candidate.text is not None else "# built in"
     return f"<h3>{escape(candidate.name)}</h3><pre>{escape(text)}</pre>"

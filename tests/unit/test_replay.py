@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from bench.lab.offered import TraceError
 from bench.lab.record import Outcome, Record
 from bench.lab.summary import Slo
-from bench.replay import commands, conditions, wording
+from bench.replay import commands, conditions, options, wording
 from bench.replay.comparison import Difference, Row, compare
 from bench.replay.histogram import BUCKETS, bucket, quantiles
 from bench.replay.measures import MEASURES, Unit
@@ -278,7 +278,7 @@ class TestReplay:
     def test_a_broken_log_is_named_by_line_before_anything_runs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(commands, "run_all", lambda *args: pytest.fail("it ran"))
+        monkeypatch.setattr(options, "run_all", lambda *args: pytest.fail("it ran"))
         log = mooncake(tmp_path / "log.jsonl")
         with log.open("a") as file:
             file.write('{"timestamp": 1, "hash_ids": [1]}\n')

@@ -1,0 +1,151 @@
+"""What `epp replay` and `epp tune` take alike from the command line, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.replay import conditions, display
+from bench.replay.conditions import Condition
+from bench.replay.course import Candidate, Setting, jobs, run_all
+from bench.replay.servers import SHORT, pool
+from bench.replay.source import Source, survey
+from bench.replay.tally import Tally
+from epp.configuration import load
+from epp.configuration.notation import parse_duration
+
+BUILT_IN = "default"
+REPLICAS = 8
+"""Where the log does not say how many servers there were."""
+
+
+class Conditions(click.ParamType[Any]):
+    name = "CONDITION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Condition:
+        try:
+            return conditions.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Duration(click.ParamType[Any]):
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return value if isinstance(value, float) else parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+LOGS = click.argument("logs", nargs=-1, required=True, metavar="LOG...", type=click.Path(path_type=Path))
+POOL = (
+    click.option(
+        "--replicas", type=click.IntRange(1, 1000), metavar="N", help="Servers. As many as wrote the log, else 8."
+    ),
+    click.option(
+        "--profile",
+        default="h100-llama8b",
+        show_default=True,
+        metavar="NAME,...",
+        help=f"What each server is, several in turn: {', '.join(SHORT)}.",
+    ),
+    click.option(
+        "--lora-slots",
+        default=0,
+        metavar="N",
+        type=click.IntRange(0),
+        help="LoRA adapters that a server can hold; without, adapters are not told apart.",
+    ),
+    click.option(
+        "--speed",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        metavar="X",
+        help="Let requests come so many times as fast.",
+    ),
+    click.option("--first", type=click.IntRange(1), metavar="N", help="Take only the first N requests."),
+    click.option("--lean", is_flag=True, help="Let the picker see what it sees in lean mode."),
+    click.option(
+        "--refresh-metrics-interval",
+        "interval_s",
+        default="1s",
+        show_default=True,
+        type=_Duration(),
+        help="How often servers are scraped.",
+    ),
+    click.option(
+        "--processes",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Runs at once; by default as many as there are processors.",
+    ),
+)
+
+
+def with_pool(command: Any) -> Any:
+    """The options that say what is simulated."""
+    for option in reversed(POOL):
+        command = option(command)
+    return command
+
+
+def candidates_of(configs: Sequence[str]) -> list[Candidate]:
+    """Raises ConfigurationError, UsageError."""
+    names = [Path(one).stem for one in configs]
+    candidates = []
+    for config, stem in zip(configs, names, strict=True):
+        if config == BUILT_IN and not Path(config).exists():
+            candidates.append(Candidate(BUILT_IN, None))
+            continue
+        try:
+            text = Path(config).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(
+                f"--config {config} cannot be read: {getattr(error, 'strerror', None) or error}"
+            ) from None
+        for warning in load(text, config).warnings:
+            click.echo(f"warning: {warning}", err=True)
+        candidates.append(Candidate(config if names.count(stem) > 1 else stem, text))
+    if len({one.name for one in candidates}) < len(candidates):
+        raise click.UsageError("a --config is given twice")
+    return candidates
+
+
+def setting_of(
+    logs: Sequence[Path],
+    *,
+    replicas: int | None,
+    profile: str,
+    lora_slots: int,
+    speed: float,
+    first: int | None,
+    lean: bool,
+    interval_s: float,
+) -> Setting:
+    """Look through the log. Raises TraceError, UsageError."""
+    try:
+        pool(profile, 1, lora_slots)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--profile") from None
+    with display.progress("reading", None) as tell:
+        source: Source = survey(logs, most=first, tell=tell)
+    servers = pool(profile, replicas or source.servers or REPLICAS, lora_slots)
+    return Setting(source=source, servers=servers, speed=speed, lean=lean, scrape_interval_s=interval_s)
+
+
+def tallies_of(setting: Setting, candidates: Sequence[Candidate], seeds: int, processes: int | None) -> list[Tally]:
+    """One tally for each candidate, all its seeds together. Raises TraceError, ReplayError."""
+    todo = jobs(setting, candidates, seeds)
+    with display.progress("replaying", len(todo) * setting.source.count) as tell:
+        done = run_all(todo, tell, processes)
+    return [reduce(add, done[at : at + seeds]) for at in range(0, len(done), seeds)]
