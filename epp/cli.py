@@ -710,6 +710,10 @@ BBR_FLAGS = (
 )
 
 
+ATTACH = frozenset({"pool-namespace", "kubeconfig", "v", "zap-encoder", "zap-log-level", "zap-time-encoding"})
+"""Flags of `epp run` that `epp attach` has too, to the same effect."""
+
+
 class RunCommand(click.Command):
     """A command that serves: flags as Go programs take them, and a help text by group."""
 
@@ -823,6 +827,28 @@ def bbr(**given: Any) -> None:
 
     assert isinstance(plugins, tuple)
     sys.exit(app.run(found, plugins))
+
+
+@cli.command(
+    cls=RunCommand,
+    params=[flag for flag in FLAGS if flag.flag.removeprefix("--") in ATTACH],
+    options_metavar="[FLAGS]",
+    short_help="Attach pools to listeners of an Envoy Gateway.",
+)
+def attach(**given: Any) -> None:
+    """Keep the HTTPRoute and policies of an Envoy Gateway for each InferencePool that asks for a listener, until SIGTERM.
+
+    A pool asks by the annotation inference.networking.x-k8s.io/attach-to, whose value names a Gateway (name) and the port of one of
+    its listeners (port). What was made goes with the pool or its annotation. --pool-namespace is where pools are.
+    """
+    try:
+        flags = [flag for flag in FLAGS if flag.flag.removeprefix("--") in ATTACH]
+        found = settings.from_flags(_fields(given, flags), dict(os.environ))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    from epp.attach import app
+
+    sys.exit(app.run(found))
 
 
 @cli.command(short_help="Tell whether configuration files are sound.")

@@ -110,15 +110,21 @@ class Connection:
         self._reader = self._writer = None
 
     async def ask(
-        self, path: str, parameters: Mapping[str, str] | None = None, *, method: str = "GET", body: object = None
+        self,
+        path: str,
+        parameters: Mapping[str, str] | None = None,
+        *,
+        method: str = "GET",
+        body: object = None,
+        content_type: str = "application/json",
     ) -> bytes:
         """The answer's body. Raises Refusal for a status other than 2xx, and Unanswered."""
-        await self._begin(method, path, parameters, body)
+        await self._begin(method, path, parameters, body, content_type)
         return await self._guarded(self._whole(path), ANSWER_TIMEOUT_S)
 
     async def watch(self, path: str, parameters: Mapping[str, str]) -> None:
         """Begin an answer that comes line by line, to be taken by `lines`. Raises Refusal and Unanswered."""
-        await self._begin("GET", path, parameters, None)
+        await self._begin("GET", path, parameters)
         self._unread.clear()
 
     async def lines(self, timeout_s: float) -> list[bytes] | None:
@@ -127,9 +133,17 @@ class Connection:
 
     # --- one exchange --------------------------------------------------------------------------------------------------
 
-    async def _begin(self, method: str, path: str, parameters: Mapping[str, str] | None, body: object) -> None:
+    async def _begin(
+        self,
+        method: str,
+        path: str,
+        parameters: Mapping[str, str] | None,
+        body: object = None,
+        content_type: str = "application/json",
+    ) -> None:
         try:
-            status, retry_after_s = await self._guarded(self._put(method, path, parameters, body), ANSWER_TIMEOUT_S)
+            question = self._put(method, path, parameters, body, content_type)
+            status, retry_after_s = await self._guarded(question, ANSWER_TIMEOUT_S)
         except Unanswered as error:
             self._reach.unanswered(error)
             raise
@@ -155,7 +169,7 @@ class Connection:
                 self.close()
 
     async def _put(
-        self, method: str, path: str, parameters: Mapping[str, str] | None, body: object
+        self, method: str, path: str, parameters: Mapping[str, str] | None, body: object, content_type: str
     ) -> tuple[int, float]:
         """Send the question. Returns the answer's status, and for how many seconds it asks not to be asked again."""
         if self._writer is None or self._access is None or self._aged():
@@ -167,7 +181,7 @@ class Connection:
         if self._access.authorization:
             headers.append(("authorization", self._access.authorization))
         if payload:
-            headers += [("content-type", "application/json"), ("content-length", str(len(payload)))]
+            headers += [("content-type", content_type), ("content-length", str(len(payload)))]
         sent = [self._http.send(h11.Request(method=method, target=target, headers=headers))]
         if payload:
             sent.append(self._http.send(h11.Data(data=payload)))

@@ -37,7 +37,7 @@ TARGET = a("group", "kind", "name", group=STRING, kind=STRING, name=STRING, name
 SELECTOR = a(matchLabels=LABELS)
 
 ROUTE = a(
-    parentRefs=some(a("name", group=STRING, kind=STRING, name=STRING, namespace=STRING, sectionName=STRING)),
+    parentRefs=some(a("name", group=STRING, kind=STRING, name=STRING, namespace=STRING, sectionName=STRING, port=PORT)),
     hostnames=some(STRING),
     rules=some(
         a(
@@ -132,6 +132,34 @@ SERVICE_MONITOR = a(
         )
     ),
 )
+TARGETS = some(a("group", "kind", "name", group=STRING, kind=STRING, name=STRING), 1)
+BREAKER = a(**dict.fromkeys(("maxConnections", "maxPendingRequests", "maxParallelRequests"), number(0, 2**32 - 1)))
+EXTENSION_POLICY = a(
+    targetRefs=TARGETS,
+    extProc=some(
+        a(
+            backendRefs=some(a("name", group=STRING, kind=STRING, name=STRING, port=PORT)),
+            failOpen=BOOLEAN,
+            messageTimeout=DURATION,
+            processingMode=a(
+                allowModeOverride=BOOLEAN,
+                request=a(body=one_of("Streamed", "Buffered", "BufferedPartial", "FullDuplexStreamed")),
+                response=a(body=one_of("Streamed", "Buffered", "BufferedPartial", "FullDuplexStreamed")),
+            ),
+            backendSettings=a(circuitBreaker=BREAKER),
+        )
+    ),
+)
+TRAFFIC_POLICY = a(
+    targetRefs=TARGETS,
+    loadBalancer=a(
+        "type",
+        type=one_of("ConsistentHash", "LeastRequest", "Random", "RoundRobin"),
+        endpointOverride=a("extractFrom", extractFrom=some(a(header=STRING), 1)),
+    ),
+    retry=a(numRetries=number(0, 100), retryOn=a(triggers=some(STRING))),
+    circuitBreaker=BREAKER,
+)
 DESTINATION_RULE = a(
     "host",
     host=STRING,
@@ -155,6 +183,8 @@ KINDS: tuple[tuple[str, str, str, dict[str, Schema]], ...] = (
     ("networking.gke.io", "HealthCheckPolicy", "healthcheckpolicies", {"v1": HEALTH_CHECK_POLICY}),
     ("monitoring.googleapis.com", "PodMonitoring", "podmonitorings", {"v1": POD_MONITORING}),
     ("monitoring.coreos.com", "ServiceMonitor", "servicemonitors", {"v1": SERVICE_MONITOR}),
+    ("gateway.envoyproxy.io", "EnvoyExtensionPolicy", "envoyextensionpolicies", {"v1alpha1": EXTENSION_POLICY}),
+    ("gateway.envoyproxy.io", "BackendTrafficPolicy", "backendtrafficpolicies", {"v1alpha1": TRAFFIC_POLICY}),
     ("networking.istio.io", "DestinationRule", "destinationrules", {"v1": DESTINATION_RULE}),
 )
 

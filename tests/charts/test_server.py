@@ -17,11 +17,14 @@ def test_every_object_is_taken(taking: Cluster, made: Callable[[str], Made], nam
     taking.apply(*made(name), dry_run=True)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("deploy/gateways/*/gateway.yaml")), ids=lambda path: path.parent.name)
-def test_every_gateway_is_taken(taking: Cluster, path: Path) -> None:
-    known = [each for each in objects(path.read_text()) if "envoyproxy" not in each["apiVersion"]]
-    known = [each for each in known if each["kind"] != "GatewayClass"]
-    assert {"Gateway"} <= {each["kind"] for each in known}
+MANIFESTS = [*ROOT.glob("deploy/gateways/*/gateway.yaml"), ROOT / "deploy" / "gateways" / "attach" / "attach.yaml"]
+UNDEFINED = ("GatewayClass", "ClientTrafficPolicy")
+
+
+@pytest.mark.parametrize("path", sorted(MANIFESTS), ids=lambda path: path.parent.name)
+def test_every_manifest_of_a_gateway_is_taken(taking: Cluster, path: Path) -> None:
+    known = [each for each in objects(path.read_text()) if each["kind"] not in UNDEFINED]
+    assert {"Gateway", "Deployment"} & {each["kind"] for each in known}
     taking.apply(*known, dry_run=True)
 
 

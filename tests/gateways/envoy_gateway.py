@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import socket
 import struct
 import subprocess
@@ -25,6 +26,7 @@ import msgspec
 import yaml
 
 from bench.processes import ROOT, Process, Stand, envoy_binary, free_port
+from epp.attach.objects import ANNOTATION, read, wanted
 from tests.integration.origin import Origin
 
 GATEWAY = ROOT / "deploy" / "gateways" / "envoy-gateway"
@@ -64,19 +66,48 @@ def backend(name: str, ports: list[int], *, h2c: bool = False) -> Object:
     }
 
 
-def shipped(servers: list[int], picker: int) -> list[Object]:
-    """Our manifests, with Services, which only a cluster has, as Backends, and Envoy as a process of this machine."""
-    found = [each for each in yaml.safe_load_all((GATEWAY / "gateway.yaml").read_text()) if each["kind"] != "Service"]
-    for each in found:
-        if each["kind"] == "GatewayClass":
+def shipped() -> list[Object]:
+    """Our manifests."""
+    return list(yaml.safe_load_all((GATEWAY / "gateway.yaml").read_text()))
+
+
+def attached() -> list[Object]:
+    """The same gateway, and what `epp attach` makes for a pool that asks for its listener."""
+    pool = {
+        "apiVersion": "inference.networking.x-k8s.io/v1alpha1",
+        "kind": "InferencePool",
+        "metadata": {
+            "name": "pool",
+            "namespace": "default",
+            "uid": "1",
+            "annotations": {ANNOTATION: "name: inference-gateway\nport: 8888\n"},
+        },
+        "spec": {
+            "targetPortNumber": 8000,
+            "selector": {"app": "my-model"},
+            "extensionRef": {"name": "my-model-epp", "failureMode": "FailOpen"},
+        },
+    }
+    made = wanted(read(json.dumps(pool).encode(), "default"))
+    assert len(made) == 4
+    return [one for one in shipped() if one["kind"] in ("GatewayClass", "Gateway", "ClientTrafficPolicy")] + made
+
+
+def on_this_machine(objects: list[Object], servers: list[int], picker: int) -> list[Object]:
+    """`objects` with Backends for Services, which only a cluster has, and Envoy as a process."""
+    (service,) = (one["metadata"]["name"] for one in objects if one["kind"] == "Service")
+    found = [one for one in objects if one["kind"] != "Service"]
+    for one in found:
+        if one["kind"] == "GatewayClass":
             names = {"group": "gateway.envoyproxy.io", "kind": "EnvoyProxy", "name": "host", "namespace": "default"}
-            each["spec"]["parametersRef"] = names
+            one["spec"]["parametersRef"] = names
             continue
-        each["metadata"]["namespace"] = "default"
-        if each["kind"] == "Gateway":
-            each["spec"]["listeners"][0]["port"] = 8888
-        rules = each["spec"].get("rules") or each["spec"].get("extProc") or []
-        for reference in (one for rule in rules for one in rule["backendRefs"]):
+        one["metadata"].pop("ownerReferences", None)
+        one["metadata"]["namespace"] = "default"
+        if one["kind"] == "Gateway":
+            one["spec"]["listeners"][0]["port"] = 8888
+        rules = one["spec"].get("rules") or one["spec"].get("extProc") or []
+        for reference in (each for rule in rules for each in rule["backendRefs"]):
             del reference["port"]
             reference.update(group="gateway.envoyproxy.io", kind="Backend")
     proxy = {
@@ -85,7 +116,7 @@ def shipped(servers: list[int], picker: int) -> list[Object]:
         "metadata": {"name": "host", "namespace": "default"},
         "spec": {"provider": {"type": "Host", "host": {"envoyVersion": ENVOY}}},
     }
-    return [*found, proxy, backend("my-model", servers), backend("my-model-epp", [picker], h2c=True)]
+    return [*found, proxy, backend(service, servers), backend("my-model-epp", [picker], h2c=True)]
 
 
 class Answer(msgspec.Struct):
@@ -144,8 +175,9 @@ class Scene:
         subprocess.run(made, check=True, capture_output=True)
         return self.stand.start("gateway", [self.program, "server", f"--config-path={at / 'gateway.yaml'}"])
 
-    def offer(self, servers: list[int]) -> None:
-        text = yaml.safe_dump_all(shipped(servers, self.grpc), sort_keys=False)
+    def offer(self, servers: list[int], objects: list[Object] | None = None) -> None:
+        made = on_this_machine(shipped() if objects is None else objects, servers, self.grpc)
+        text = yaml.safe_dump_all(made, sort_keys=False)
         unfinished = self.stand.directory / "unfinished.yaml"
         unfinished.write_text(text)
         unfinished.replace(self.stand.directory / "resources" / "all.yaml")
@@ -246,6 +278,17 @@ def more_than_a_thousand_at_once(scene: Scene) -> None:
     assert len(scene.picks()) == before + many
 
 
+def attached_pools_are_served_likewise(scene: Scene) -> None:
+    """Shown by one server less: the objects before know two."""
+    scene.offer([scene.origins[1].port], attached())
+    until(lambda: {scene.ask().server for _ in range(10)} == {"two"}, scene.gateway)
+    picked_by_the_picker = len(scene.picks())
+    assert scene.ask().status == 200
+    assert len(scene.picks()) == picked_by_the_picker + 1
+    scene.offer([each.port for each in scene.origins], attached())
+    until(lambda: {scene.ask().server for _ in range(10)} == {"one", "two"}, scene.gateway)
+
+
 def the_picker_dies(scene: Scene) -> None:
     """In the middle of an answer, and before the next."""
     found: list[Answer] = []
@@ -272,6 +315,7 @@ def main(program: str, directory: Path) -> None:
             long_prompts_arrive_whole(scene)
             one_that_refuses_is_followed_by_the_next(scene)
             more_than_a_thousand_at_once(scene)
+            attached_pools_are_served_likewise(scene)
             the_picker_dies(scene)
         except BaseException:
             print(scene.gateway.output(30))

@@ -1,0 +1,91 @@
+"""`epp attach` against a real API server, with exactly the rights of its manifest."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.processes import ROOT, Stand
+from epp.attach.objects import ANNOTATION, MADE
+from tests.charts.crds import definitions
+from tests.cluster import Cluster, Object
+from tests.kubernetes.conftest import until
+
+PLACE = "name: llm-gateway\nport: 8081\n"
+OLD = "inference.networking.x-k8s.io/v1alpha1"
+
+
+@pytest.fixture
+def namespace(with_crds: Cluster) -> str:
+    with_crds.install(*definitions())
+    return with_crds.namespace("attach")
+
+
+def pool(name: str, annotation: str | None) -> Object:
+    """As the document of the gateway that the annotation comes from has it."""
+    return {
+        "apiVersion": OLD,
+        "kind": "InferencePool",
+        "metadata": {
+            "name": name,
+            "namespace": "attach",
+            "annotations": {ANNOTATION: annotation} if annotation else {},
+        },
+        "spec": {"targetPortNumber": 8000, "selector": {"app": name}, "extensionRef": {"name": "ext-proc"}},
+    }
+
+
+def rights(namespace: str) -> list[Object]:
+    found = yaml.safe_load_all((ROOT / "deploy" / "gateways" / "attach" / "attach.yaml").read_text())
+    kept = [one for one in found if one["kind"] in ("ServiceAccount", "Role", "RoleBinding")]
+    for one in kept:
+        one["metadata"]["namespace"] = namespace
+        for subject in one.get("subjects", []):
+            subject["namespace"] = namespace
+    return kept
+
+
+def test_objects_come_and_go_with_the_annotation(with_crds: Cluster, namespace: str, tmp_path: Path) -> None:
+    cluster = with_crds
+    cluster.apply(*rights(namespace), pool("asks", PLACE), pool("quiet", None), pool("confused", "llm-gateway"))
+    token = tmp_path / "token"
+    token.write_text(cluster.account_token(namespace, "epp-attach"))
+    account = cluster.kubeconfig(tmp_path / "account", user={"tokenFile": str(token)})
+
+    def names() -> set[str]:
+        paths = [f"/{'apis' if '/' in version else 'api'}/{version}/namespaces/attach/{kind}" for version, kind in MADE]
+        return {
+            f"{one['metadata']['name']} {path.rpartition('/')[2]}"
+            for path in paths
+            for one in cluster.request("GET", path)["items"]
+        }
+
+    def all_of(*pools: str) -> set[str]:
+        return {f"{name}-attached {kind}" for name in pools for _, kind in MADE}
+
+    def accepted(name: str) -> dict[str, Any]:
+        parents = cluster.request("GET", cluster.path(pool(name, None))).get("status", {}).get("parent", [])
+        ours = [one for parent in parents for one in parent.get("conditions", []) if one["type"] == "Accepted"]
+        return {} if not ours else dict(ours[-1])
+
+    with Stand(tmp_path) as stand:
+        args = ["attach", f"--kubeconfig={account}", f"--pool-namespace={namespace}"]
+        process = stand.start("attach", [sys.executable, "-m", "epp", *args])
+        until(lambda: names() == all_of("asks"), "for the first objects")
+        until(lambda: accepted("asks").get("status") == "True")
+        until(lambda: accepted("confused").get("status") == "False")
+        assert ANNOTATION in accepted("confused")["message"]
+        # What a pool asks for later, or no more.
+        cluster.apply(pool("quiet", PLACE))
+        until(lambda: names() == all_of("asks", "quiet"))
+        cluster.apply(pool("asks", None))
+        until(lambda: names() == all_of("quiet"))
+        cluster.delete(pool("quiet", PLACE))
+        until(lambda: names() == set())
+        assert process.running
+        log = process.log.read_text()
+        assert "forbidden" not in log and "Traceback" not in log, log
