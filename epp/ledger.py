@@ -278,7 +278,7 @@ class Ledger:
 
     def _account(self, slot: int) -> _Account:
         account = self._accounts.get(slot)
-        if account is None or not self._lives(account):
+        if account is None or self._endpoints.incarnation.item(slot) != account.incarnation:
             account = self._accounts[slot] = _Account(slot, self._endpoints.incarnation.item(slot))
         return account
 
@@ -327,7 +327,8 @@ class Ledger:
         # Done or given up: either way the server has so much less before it.
         account.place(min(float(account.sent), account.position(now_s) + entry.tokens), now_s)
         self._let_go(entry)
-        self._pass(account, now_s)
+        if account.hidden:
+            self._pass(account, now_s)
 
     def _start(self, entry: Entry) -> None:
         """Not waiting any more."""

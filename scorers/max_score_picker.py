@@ -6,6 +6,10 @@ import numpy as np
 
 from epp.scoring import Candidates, Count, FloatArray, IntArray, Request
 
+_FEW = 64
+_ALONE: IntArray = np.arange(_FEW)
+_ALONE.setflags(write=False)
+
 
 class MaxScorePicker:
     """Picks the highest scores, ties in random order."""
@@ -19,6 +23,14 @@ class MaxScorePicker:
     def pick(self, request: Request, candidates: Candidates, scores: FloatArray) -> IntArray:
         if self._count > 1:
             return self._ranked(scores)
+        n = len(scores)
+        if n <= _FEW:
+            # A list is cheaper than four calls of numpy.
+            values = scores.tolist()
+            most = max(values)
+            if values.count(most) == 1:
+                index = values.index(most)
+                return _ALONE[index : index + 1]
         best: IntArray = (scores == scores.item(scores.argmax())).nonzero()[0]
         if len(best) == 1:
             return best

@@ -329,7 +329,9 @@ class Exchange:
         )
         replies: list[Reply | Notice] = [*self._carry(steer), *self._owed]
         self._owed.clear()
-        self._let_go()
+        self._body = b""
+        if self._collected_bytes:
+            self._give_back()
         return replies + self._hang_up() if self._half_closed else replies
 
     def _carry(self, steer: Steer) -> list[Reply]:
@@ -388,13 +390,13 @@ class Exchange:
         self._asking = _VOID
         self._pieces.clear()
         self._owed.clear()
-        self._let_go()
-
-    def _let_go(self) -> None:
         self._body = b""
         if self._collected_bytes:
-            self._room.give(self._collected_bytes)
-            self._collected_bytes = 0
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._room.give(self._collected_bytes)
+        self._collected_bytes = 0
 
     # The response
 

@@ -161,7 +161,9 @@ class _Call(Generic[Handle]):
             if type(effect) is StreamedResponseBody:
                 self._stream.send(encode(effect))
             elif type(effect) is Arrival:
-                self._answer(effect)
+                decision = self._decide(effect)
+                if decision is not None:
+                    self._decided(decision)
             elif type(effect) is Started or type(effect) is FirstBody or type(effect) is Finished:
                 if self._handle is not None:
                     self._tell(self._handle[0], effect)
@@ -182,11 +184,6 @@ class _Call(Generic[Handle]):
         if self._added:
             reply = msgspec.structs.replace(reply, set_headers=self._added)
         self._stream.send(encode(reply))
-
-    def _answer(self, arrival: Arrival) -> None:
-        decision = self._decide(arrival)
-        if decision is not None:
-            self._decided(decision)
 
     def _decided(self, decision: Steer | Drop) -> None:
         timer = self._reply.timer
