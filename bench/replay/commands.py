@@ -14,6 +14,7 @@ from bench.replay import display
 from bench.replay.comparison import compare
 from bench.replay.conditions import Condition
 from bench.replay.course import Candidate, ReplayError, Setting, counted_from_s
+from bench.replay.measures import MEASURES
 from bench.replay.options import BUILT_IN, CONTEXT, LOGS, Conditions, candidates_of, setting_of, tallies_of, with_pool
 from bench.replay.report import render, write
 from bench.replay.tuning import Tuning, tuned
@@ -50,7 +51,8 @@ BROKEN = 2
     "fail_if",
     multiple=True,
     type=Conditions(),
-    help="Exit with 1 if this holds of a configuration, such as 'ttft_p90 > +5%' (than the first), 'hit < -2%' or 'refused > 0'. Repeat it.",
+    help="Exit with 1 if this holds of a configuration, such as 'ttft_p90 > +5%' (than the first), 'hit < -2%' or 'refused > 0'. Repeat it. "
+    f"Measures: {', '.join(MEASURES)}.",
 )
 def replay(
     logs: tuple[Path, ...],
@@ -75,7 +77,8 @@ def replay(
         raise click.UsageError("--fail-if with a difference (+ or -) needs a second --config to differ from the first")
 
     def work() -> bool:
-        return _compare(setting_of(logs, **around), candidates_of(configs), seeds, report, fail_if, processes)
+        candidates = candidates_of(configs)
+        return _compare(setting_of(logs, **around), candidates, seeds, report, fail_if, processes)
 
     sys.exit(1 if _guarded(work) else 0)
 
@@ -96,7 +99,14 @@ def replay(
     metavar="FILE",
     help="Where the best configuration goes. By default the name of --config with .tuned.yaml at its end, here.",
 )
-@click.option("--trials", default=40, show_default=True, type=click.IntRange(2, 10_000), metavar="N")
+@click.option(
+    "--trials",
+    default=40,
+    show_default=True,
+    type=click.IntRange(2, 10_000),
+    metavar="N",
+    help="Sets of numbers to try.",
+)
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Equal seeds find equal things.")
 @with_pool
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write an HTML page.")

@@ -20,6 +20,8 @@ from epp.configuration import load
 from epp.configuration.notation import parse_duration
 
 BUILT_IN = "default"
+_NOT_REPLAYED = ("quotas are not replayed: everybody may ask as much as in the log",)
+
 REPLICAS = 8
 """Where the log does not say how many servers there were."""
 
@@ -113,8 +115,9 @@ def candidates_of(configs: Sequence[str]) -> list[Candidate]:
             raise click.UsageError(
                 f"--config {config} cannot be read: {getattr(error, 'strerror', None) or error}"
             ) from None
-        for warning in load(text, config).warnings:
-            click.echo(f"warning: {warning}", err=True)
+        loaded = load(text, config)
+        for warning in (*loaded.warnings, *_NOT_REPLAYED * (loaded.quota is not None)):
+            click.echo(f"warning: {config}: {warning}", err=True)
         candidates.append(Candidate(config if names.count(stem) > 1 else stem, text))
     if len({one.name for one in candidates}) < len(candidates):
         raise click.UsageError("a --config is given twice")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 import numpy as np
@@ -186,6 +188,29 @@ class TestWhatIsTakenDown:
 
 def _boom(*args: object, **kwargs: object) -> None:
     raise RuntimeError("planted")
+
+
+class TestCost:
+    def test_of_taking_a_request_down(self) -> None:
+        """Counted calls, because a noisy machine blurs microseconds; without a recording there is one question in route and one at
+        the end.
+        """
+        desk = Desk(8)
+        desk.serve("hello " * 400)
+        calls = Counter[str]()
+
+        def note(frame: FrameType, event: str, argument: object) -> None:
+            if event == "call" and "epp/decisions" in frame.f_code.co_filename:
+                calls["python"] += 1
+            elif event == "c_call" and "epp/decisions" in frame.f_code.co_filename:
+                calls["c"] += 1
+
+        sys.setprofile(note)
+        try:
+            desk.serve("hello " * 400)
+        finally:
+            sys.setprofile(None)
+        assert 0 < calls["python"] <= 9 and calls["c"] <= 12, calls
 
 
 class TestSecrecy:
