@@ -159,6 +159,17 @@ TRAFFIC_POLICY = a(
     ),
     retry=a(numRetries=number(0, 100), retryOn=a(triggers=some(STRING))),
     circuitBreaker=BREAKER,
+    healthCheck=a(
+        active=a(
+            "type",
+            type=one_of("HTTP", "TCP", "GRPC"),
+            http=a("path", path=STRING, expectedStatuses=some(number(100, 599))),
+            timeout=DURATION,
+            interval=DURATION,
+            unhealthyThreshold=number(1, 2**32 - 1),
+            healthyThreshold=number(1, 2**32 - 1),
+        )
+    ),
 )
 DESTINATION_RULE = a(
     "host",
