@@ -75,6 +75,29 @@ def test_a_watch_goes_on_where_the_last_event_or_bookmark_was() -> None:
     assert reflector.ask().parameters["resourceVersion"] == "9"
 
 
+def test_a_list_that_broke_off_begins_anew_and_forgets_its_first_pages() -> None:
+    reflector = a_reflector()
+    reflector.page(a_page(5, an_object("a", 1), following="more"))
+    reflector.failed()
+    assert "continue" not in reflector.ask().parameters
+    assert reflector.page(a_page(7, an_object("b", 6))) == {"b": 1}
+
+
+def test_a_list_without_a_version_is_none() -> None:
+    reflector = a_reflector()
+    reflector.page(a_page(5, an_object("a", 1)))
+    reflector.refused(Refusal(410, "gone"))
+    with pytest.raises(ValueError, match="without a resourceVersion"):
+        reflector.page(b'{"metadata": {}, "items": []}')
+    assert reflector.objects == {"a": 1}
+
+
+def test_what_may_not_be_read_is_settled() -> None:
+    reflector = a_reflector()
+    assert reflector.refused(Refusal(403, "no")) > 0.0
+    assert reflector.settled
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_does_not_cost_a_new_list(status: int) -> None:
     reflector = a_reflector()
