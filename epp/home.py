@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 
-from epp.assembly import credentials_of
+from epp.assembly import StartError, credentials_of
 from epp.endpoint import Endpoint
+from epp.kubernetes.access import AccessError
 from epp.kubernetes.api import Api
 from epp.kubernetes.cluster import Cluster, Selected
 from epp.kubernetes.discovery import PodDiscovery
@@ -43,7 +44,8 @@ class Home:
         # Not of --seed: replicas that are started alike must not ask alike.
         rng = random.Random()
         namespace = settings.pool_namespace
-        api = Api(credentials_of(settings), asyncio.get_running_loop().time)
+        self._credentials = credentials_of(settings)
+        api = Api(self._credentials, asyncio.get_running_loop().time)
         self._reach = api.reach
         self._source = _source(settings, api, on_objects, members, on_change, faults, rng)
         self._leadership: Leadership | None = None
@@ -77,6 +79,11 @@ class Home:
         )
 
     async def start(self) -> None:
+        """Raises StartError where nobody can tell where the API server is, or who we are: a mistake that time does not mend."""
+        try:
+            await self._credentials.read()
+        except AccessError as error:
+            raise StartError(str(error)) from None
         await self._source.start()
         if self._leadership is not None:
             self._leadership.start()

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from epp.assembly import StartError, credentials_of
+from epp.home import Home
 from epp.kubernetes.access import Access, AccessError, InCluster, Kubeconfig
 from epp.kubernetes.api import Api
 from epp.kubernetes.lease import Leadership
 from epp.kubernetes.review import ADMITTED_S, REFUSED_S, UNANSWERED_S, Reviews
+from epp.settings import Settings
 from tests.apiserver import FakeApi
 from tests.certificates import Authority
 from tests.contract.test_kubernetes import until
@@ -283,3 +286,29 @@ echo '{{"kind": "ExecCredential", "status": {{"token": "'$WHO'", "expirationTime
             assert (await credentials.read()).authorization == "Bearer me"
         assert len(count.read_text().split()) == asked
         count.unlink()
+
+
+async def test_a_kubeconfig_that_says_nothing_keeps_the_process_from_starting(tmp_path: Path) -> None:
+    broken = tmp_path / "kubeconfig"
+    broken.write_text("a: b")
+    settings = Settings(kubeconfig=broken, pool_names=("llama",))
+    home = Home(settings, lambda _: None, lambda _, __: None, on_change=lambda: None, faults=lambda _, __: None)
+    with pytest.raises(StartError, match="is no kubeconfig"):
+        await home.start()
+    await home.close()
+
+
+def test_the_way_to_kubernetes_is_looked_for_where_others_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    account = tmp_path / "account"
+    account.mkdir()
+    monkeypatch.setattr("epp.assembly.ACCOUNT", account)
+    own = tmp_path / ".kube" / "config"
+    own.parent.mkdir()
+    inside = "10.96.0.1"
+    with pytest.raises(StartError, match="neither a service account of a pod nor a kubeconfig"):
+        credentials_of(Settings(home=tmp_path))
+    own.touch()
+    assert str(credentials_of(Settings(home=tmp_path, service_host=inside))) == f"the kubeconfig {own}"
+    (account / "token").touch()
+    assert str(credentials_of(Settings(home=tmp_path, service_host=inside))).startswith("the service account")
+    assert str(credentials_of(Settings(home=tmp_path, kubeconfig=Path("x"), service_host=inside))) == "the kubeconfig x"
