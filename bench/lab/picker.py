@@ -12,7 +12,7 @@ from bench.lab.router import Flight, NewRouter, Page, Router, World
 from bench.lab.scene import Scene
 from epp.assembly import dispatch_policy
 from epp.configuration import Configuration, build
-from epp.dispatcher import FAIRNESS_HEADERS, Account, Dispatcher, Place, Queue
+from epp.dispatcher import FAIRNESS_HEADERS, OBJECTIVE_HEADERS, Account, Dispatcher, Place, Queue
 from epp.drops import Drop
 from epp.endpoint import Adapters, CacheConfig, Endpoint, Endpoints, Report
 from epp.extproc.events import Arrival, Cause, Finished, Routed, Started, Steer
@@ -24,6 +24,8 @@ from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.prefix.index import PrefixIndex
 from epp.reports import Reports
+from epp.resources.rules import Rules
+from epp.resources.store import InForce
 from epp.settings import Settings
 
 BASE_MODEL = "base"
@@ -33,10 +35,20 @@ _ANSWERED = Started(200, {":status": "200", "content-type": "text/event-stream"}
 class Picker:
     """The picker that `configuration` and `settings` describe. Implements `bench.lab.router.Router`.
 
-    A bug of the picker's that production would do without is raised: a run with one is no evidence.
+    A bug of the picker's that production would do without is raised: a run with one is no evidence. With `priorities` requests have
+    those of the trace, else 0.
     """
 
-    def __init__(self, configuration: Configuration, settings: Settings, world: World, scene: Scene, seed: int) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        settings: Settings,
+        world: World,
+        scene: Scene,
+        seed: int,
+        *,
+        priorities: bool = False,
+    ) -> None:
         rng = random.Random(seed)
         self._world = world
         self._scene = scene
@@ -46,6 +58,12 @@ class Picker:
         # Each with whether its answer is seen.
         self._accounts: dict[str, tuple[Account, bool]] = {}
         self._caches = [CacheConfig(one.block_size, one.num_blocks) for one in world.profiles]
+        # An objective for each priority that was met.
+        self._objectives: dict[str, int] = {}
+        resources: InForce | None = None
+        if priorities:
+            resources = InForce()
+            resources.rules = Rules(objectives=self._objectives)
         metrics = Metrics()
         interval_s = settings.refresh_metrics_interval_s
         self.endpoints = Endpoints(stale_after_s=max(settings.metrics_staleness_threshold_s, 2.5 * interval_s))
@@ -68,6 +86,7 @@ class Picker:
             faults=_raise,
             decisions=DecisionLog(),
             queue=queue,
+            resources=resources,
         )
         self._reports = Reports(
             self.endpoints,
@@ -142,6 +161,9 @@ class Picker:
         }
         if offered.tenant:
             headers[FAIRNESS_HEADERS[0]] = offered.tenant
+        if offered.priority:
+            objective = headers[OBJECTIVE_HEADERS[0]] = f"priority-{offered.priority}"
+            self._objectives[objective] = offered.priority
         model = (offered.model or BASE_MODEL).encode()
         body = b'{"model":"%b","stream":true,"prompt":"%b"}' % (model, prompt_text(offered))
         lean = self._scene.lean
@@ -178,7 +200,7 @@ class Picker:
         )
 
 
-def picker(configuration: Configuration, settings: Settings | None = None) -> NewRouter:
+def picker(configuration: Configuration, settings: Settings | None = None, *, priorities: bool = False) -> NewRouter:
     """A picker for each run. Without `settings` those that hold where no flag is given, at the scene's scrape interval."""
 
     def new(world: World, scene: Scene, seed: int) -> Router:
@@ -186,7 +208,7 @@ def picker(configuration: Configuration, settings: Settings | None = None) -> Ne
         if chosen is None:
             interval_s = scene.scrape_interval_s
             chosen = Settings() if interval_s == inf else Settings(refresh_metrics_interval_s=interval_s)
-        return Picker(configuration, chosen, world, scene, seed)
+        return Picker(configuration, chosen, world, scene, seed, priorities=priorities)
 
     return new
 

@@ -92,7 +92,7 @@ def run(job: Job, tell: Callable[[int], None]) -> Tally:
     requests = taken(source.requests(), source.count, setting.speed)
     try:
         return tally(
-            _told(Simulation(requests, scene, picker(configuration)).records(), tell),
+            _told(Simulation(requests, scene, picker(configuration, priorities=source.priorities)).records(), tell),
             begin_s=job.counted_from_s,
             end_s=source.span_s / setting.speed,
             servers=len(setting.servers),

@@ -37,7 +37,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Files of one trace, and what they hold. `first` and `count` say which requests are meant; times count from the first.
 
     `servers` is the size of the pool that wrote a decision log, 0 for other traces. `long_prompt` is the length, in tokens, from which a prompt is
-    among the longest tenth.
+    among the longest tenth. `priorities`: some request has another than 0.
     """
 
     paths: tuple[Path, ...]
@@ -48,6 +48,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens: int
     long_prompt: int
+    priorities: bool = False
     tokens_per_byte: float = TOKENS_PER_BYTE
     main_model: str | None = None
     servers: int = 0
@@ -118,6 +119,7 @@ class _Lengths:
         self._output_tokens = 0
         self._count = 0
         self._last_s = 0.0
+        self._priorities = False
 
     def of(
         self,
@@ -134,6 +136,7 @@ class _Lengths:
             self._output_tokens += one.output_tokens
             self._prompts[one.prompt_tokens] += 1
             self._last_s = one.at_s
+            self._priorities = self._priorities or one.priority != 0
             if self._count % _TELL_EVERY == 0:
                 tell(self._count)
         if not self._count:
@@ -147,6 +150,7 @@ class _Lengths:
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
             long_prompt=self._long_prompt(),
+            priorities=self._priorities,
             tokens_per_byte=facts.tokens_per_byte if facts is not None else TOKENS_PER_BYTE,
             main_model=facts.main_model if facts is not None else None,
             servers=facts.servers if facts is not None else 0,

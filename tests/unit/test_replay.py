@@ -388,6 +388,31 @@ class TestDecisionLog:
         assert {one.prompt_tokens for one in source.requests()} == {640}
         assert source.servers == 3 and source.main_model == "m"
 
+    def test_priorities_are_replayed(self, tmp_path: Path) -> None:
+        """Below 0 a request is refused where the pool is full; one that has to wait at 0 is not."""
+        config = tmp_path / "c.yaml"
+        config.write_text(
+            "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+            "plugins: [{type: queue-scorer}, {type: concurrency-detector, parameters: {maxConcurrency: 1}}]\n"
+            "saturationDetector: {pluginRef: concurrency-detector}\n"
+            "schedulingProfiles: [{name: default, plugins: [{pluginRef: queue-scorer}]}]\n"
+        )
+        refused = {}
+        for priority in (0, -1):
+            log = tmp_path / f"d{priority}"
+            lines = [msgspec.json.decode(line, type=Line) for line in self.log(log, 1, 40).read_bytes().splitlines()]
+            changed = [
+                msgspec.structs.replace(one, priority=priority, arrived_s=1.0 + number / 1e3)
+                if isinstance(one, Decision)
+                else one
+                for number, one in enumerate(lines)
+            ]
+            log.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in changed))
+            output = replay(log, "--config", config, "--seeds", 1, "--processes", 1).output
+            (found,) = re.findall(r"refused\s+([\d.]+) %", output)
+            refused[priority] = float(found)
+        assert refused[0] == 0 and refused[-1] > 50
+
     def test_other_traces_come_in_one_file(self, tmp_path: Path) -> None:
         with pytest.raises(TraceError, match="only a decision log may come in several files"):
             survey([mooncake(tmp_path / "a"), mooncake(tmp_path / "b")])
