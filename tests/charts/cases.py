@@ -29,7 +29,7 @@ DOCUMENTED = {
         "epp",
         _VLLM,
         f"--set inferencePool.modelServers.matchLabels.app={_VLLM} --set provider.name=gke "
-        "--set inferenceExtension.monitoring.gke.enabled=true",
+        "--set inferenceExtension.monitoring.gke.enabled=true --version v1.0.1",
     ),
     "gke-deploy-autopilot": Case(
         "epp",
@@ -39,7 +39,9 @@ DOCUMENTED = {
     ),
     # GKE Inference Gateway across clusters.
     "gke-multi-cluster": Case(
-        "epp", _VLLM, f"--set inferencePool.modelServers.matchLabels.app={_VLLM} --set provider.name=gke"
+        "epp",
+        _VLLM,
+        f"--set inferencePool.modelServers.matchLabels.app={_VLLM} --set provider.name=gke --version v1.1.0",
     ),
     # The readme of the inferencepool chart.
     "inferencepool-triton": Case(
@@ -82,6 +84,7 @@ OURS = {
         "--set inferenceObjectives[0].priority=-1",
     ),
     "without-pool": Case("epp", "pool", f"{_QWEN} --set router.inferencePool.create=false"),
+    "standalone-guarded": Case("epp-standalone", "pool", f"{_QWEN} --set router.networkPolicy.enabled=true"),
     "istio": Case(
         "epp",
         "pool",

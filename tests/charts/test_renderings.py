@@ -46,6 +46,18 @@ def test_manifests_without_helm_are_renderings(helm: Path, path: Path) -> None:
     assert len(objects(text)) == len(objects(render(helm, MANIFESTS[path])))
 
 
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
+def test_kustomize_finds_what_it_changes(path: Path) -> None:
+    about = yaml.safe_load((path.parent / "kustomization.yaml").read_text())
+    assert about["resources"] == [path.name]
+    (image,) = about["images"]
+    made = objects(path.read_text())
+    assert picker(made)["image"] == f"{image['name']}:{image['newTag']}"
+    # Where Kustomize puts objects of a namespace it puts the subjects of bindings that are in `default` as well.
+    assert {each["subjects"][0]["namespace"] for each in made if "subjects" in each} == {about["namespace"]}
+    assert not [each for each in made if "namespace" in each["metadata"]]
+
+
 @pytest.mark.parametrize("chart", ["epp", "epp-standalone"])
 def test_helm_finds_nothing_to_complain_of(helm: Path, chart: str) -> None:
     values = "--set=router.modelServers.matchLabels.app=model"

@@ -118,6 +118,8 @@ def test_network_policies_let_in_who_is_named(made: Callable[[str], Made]) -> No
     standalone = made("standalone-everything")
     only_envoy = one(standalone, "NetworkPolicy", "pool-epp")["spec"]["ingress"][0]
     assert only_envoy["ports"][0]["port"] == 9002
+    beside = one(made("standalone-guarded"), "NetworkPolicy")["spec"]["ingress"]
+    assert [[port["port"] for port in rule["ports"]] for rule in beside] == [[8081], [9003], [9090, 19001]]
     assert only_envoy["from"] == [{"podSelector": {"matchLabels": {"epp-proxy": "pool-epp"}}}]
 
 

@@ -32,7 +32,7 @@ spec:
   {{- include "epp.ingress" (list $extProc $policy.clients) | nindent 2 }}
   {{- end }}
   {{- include "epp.ingress" (list (list .router.epp.grpcHealthPort) nil) | nindent 2 }}
-  {{- include "epp.ingress" (list (list 9090) $policy.monitoring) | nindent 2 }}
+  {{- include "epp.ingress" (list (ternary (list 9090 19001) (list 9090) .sidecar) $policy.monitoring) | nindent 2 }}
 {{- if and .standalone (not .sidecar) }}
 ---
 apiVersion: networking.k8s.io/v1
