@@ -197,3 +197,13 @@ def test_the_image_is_what_the_charts_take_it_for(made: Callable[[str], Made]) -
     # Arguments follow the entry point: no command of a chart stands in for it.
     assert dockerfile.rstrip().endswith('ENTRYPOINT ["/opt/epp/bin/epp", "run"]')
     assert "command" not in picker(made("router-gateway"))
+
+
+@pytest.mark.parametrize("chart", ["epp", "epp-standalone"])
+def test_an_archive_holds_all_that_the_chart_links_to(helm: Path, tmp_path: Path, chart: str) -> None:
+    run(helm, "package", str(CHARTS / chart), f"--destination={tmp_path}")
+    (archive,) = tmp_path.glob("*.tgz")
+    values = ["--set=router.modelServers.matchLabels.app=model", "--kube-version=1.34.0"]
+    assert run(helm, "template", "pool", str(archive), *values) == run(
+        helm, "template", "pool", str(CHARTS / chart), *values
+    )
