@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from bench.processes import ROOT, Stand
+from bench.processes import ROOT, Process, Stand
 from epp.attach.objects import ANNOTATION, MADE
 from tests.charts.crds import definitions
 from tests.cluster import Cluster, Object
@@ -49,43 +50,69 @@ def rights(namespace: str) -> list[Object]:
     return kept
 
 
-def test_objects_come_and_go_with_the_annotation(with_crds: Cluster, namespace: str, tmp_path: Path) -> None:
-    cluster = with_crds
-    cluster.apply(*rights(namespace), pool("asks", PLACE), pool("quiet", None), pool("confused", "llm-gateway"))
+def names(cluster: Cluster) -> set[str]:
+    """Of every object of the kinds that are made: its own and its kind's."""
+    paths = [f"/{'apis' if '/' in version else 'api'}/{version}/namespaces/attach/{kind}" for version, kind in MADE]
+    found = [(one, path) for path in paths for one in cluster.request("GET", path)["items"]]
+    return {f"{one['metadata']['name']} {path.rpartition('/')[2]}" for one, path in found}
+
+
+def all_of(*pools: str) -> set[str]:
+    return {f"{name}-attached {kind}" for name in pools for _, kind in MADE}
+
+
+def accepted(cluster: Cluster, name: str) -> dict[str, Any]:
+    """The condition that we left at a pool."""
+    parents = cluster.request("GET", cluster.path(pool(name, None))).get("status", {}).get("parent", [])
+    ours = [one for parent in parents for one in parent.get("conditions", []) if one["type"] == "Accepted"]
+    return {} if not ours else dict(ours[-1])
+
+
+@pytest.fixture
+def attach(with_crds: Cluster, namespace: str, tmp_path: Path) -> Iterator[Callable[[], Process]]:
+    """Starts `epp attach` with the account of its manifest."""
+    with_crds.apply(*rights(namespace))
     token = tmp_path / "token"
-    token.write_text(cluster.account_token(namespace, "epp-attach"))
-    account = cluster.kubeconfig(tmp_path / "account", user={"tokenFile": str(token)})
-
-    def names() -> set[str]:
-        paths = [f"/{'apis' if '/' in version else 'api'}/{version}/namespaces/attach/{kind}" for version, kind in MADE]
-        return {
-            f"{one['metadata']['name']} {path.rpartition('/')[2]}"
-            for path in paths
-            for one in cluster.request("GET", path)["items"]
-        }
-
-    def all_of(*pools: str) -> set[str]:
-        return {f"{name}-attached {kind}" for name in pools for _, kind in MADE}
-
-    def accepted(name: str) -> dict[str, Any]:
-        parents = cluster.request("GET", cluster.path(pool(name, None))).get("status", {}).get("parent", [])
-        ours = [one for parent in parents for one in parent.get("conditions", []) if one["type"] == "Accepted"]
-        return {} if not ours else dict(ours[-1])
-
+    token.write_text(with_crds.account_token(namespace, "epp-attach"))
+    account = with_crds.kubeconfig(tmp_path / "account", user={"tokenFile": str(token)})
+    args = ["attach", f"--kubeconfig={account}", f"--pool-namespace={namespace}"]
     with Stand(tmp_path) as stand:
-        args = ["attach", f"--kubeconfig={account}", f"--pool-namespace={namespace}"]
-        process = stand.start("attach", [sys.executable, "-m", "epp", *args])
-        until(lambda: names() == all_of("asks"), "for the first objects")
-        until(lambda: accepted("asks").get("status") == "True")
-        until(lambda: accepted("confused").get("status") == "False")
-        assert ANNOTATION in accepted("confused")["message"]
-        # What a pool asks for later, or no more.
-        cluster.apply(pool("quiet", PLACE))
-        until(lambda: names() == all_of("asks", "quiet"))
-        cluster.apply(pool("asks", None))
-        until(lambda: names() == all_of("quiet"))
-        cluster.delete(pool("quiet", PLACE))
-        until(lambda: names() == set())
-        assert process.running
-        log = process.log.read_text()
-        assert "forbidden" not in log and "Traceback" not in log, log
+        yield lambda: stand.start("attach", [sys.executable, "-m", "epp", *args])
+
+
+def test_objects_come_and_go_with_the_annotation(with_crds: Cluster, attach: Callable[[], Process]) -> None:
+    cluster = with_crds
+    cluster.apply(pool("asks", PLACE), pool("quiet", None), pool("confused", "llm-gateway"))
+    process = attach()
+    until(lambda: names(cluster) == all_of("asks"), "for the first objects")
+    until(lambda: accepted(cluster, "asks").get("status") == "True")
+    until(lambda: accepted(cluster, "confused").get("status") == "False")
+    assert ANNOTATION in accepted(cluster, "confused")["message"]
+    # What a pool asks for later, or no more.
+    cluster.apply(pool("quiet", PLACE))
+    until(lambda: names(cluster) == all_of("asks", "quiet"))
+    cluster.apply(pool("asks", None))
+    until(lambda: names(cluster) == all_of("quiet"))
+    cluster.delete(pool("quiet", PLACE))
+    until(lambda: names(cluster) == set())
+    assert process.running
+    log = process.log.read_text()
+    assert "forbidden" not in log and "Traceback" not in log, log
+
+
+def test_nothing_is_taken_away_since_pools_cannot_be_read(with_crds: Cluster, attach: Callable[[], Process]) -> None:
+    cluster = with_crds
+    cluster.apply(pool("stays", PLACE))
+    first = attach()
+    until(lambda: names(cluster) == all_of("stays"))
+    first.stop()
+    (role,) = (one for one in rights("attach") if one["kind"] == "Role")
+    role["rules"] = [rule for rule in role["rules"] if rule["resources"] != ["inferencepools"]]
+    cluster.apply(role)
+    blind = attach()
+    until(lambda: blind.log.read_text().count("may not be read") == 2)
+    cluster.apply(*rights("attach"))
+    # It sees again: had it taken anything away, the object would be another one now.
+    assert names(cluster) == all_of("stays")
+    cluster.delete(pool("stays", None))
+    until(lambda: names(cluster) == set())
