@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -145,20 +145,23 @@ class FakeApi:
         elif url.path not in self.collections:
             _send(writer, 404, _status(404))
         elif "watch" in parameters:
-            await self._watch(writer, url.path, int(parameters["resourceVersion"]))
+            await self._watch(writer, url.path, parameters)
         else:
-            self._list(writer, url.path, int(parameters.get("limit", "0")), parameters.get("continue", ""))
+            self._list(writer, url.path, parameters)
         await writer.drain()
 
-    def _list(self, writer: asyncio.StreamWriter, path: str, limit: int, after: str) -> None:
-        names = sorted(name for name in self.collections[path] if name > after)
+    def _list(self, writer: asyncio.StreamWriter, path: str, parameters: Mapping[str, str]) -> None:
+        limit, after = int(parameters.get("limit", "0")), parameters.get("continue", "")
+        found = {name for name, one in self.collections[path].items() if _selected(one, parameters)}
+        names = sorted(name for name in found if name > after)
         page = names[:limit] if limit else names
         following = page[-1] if len(page) < len(names) else ""
         metadata = {"resourceVersion": str(self.version), "continue": following}
         items = [self.collections[path][name] for name in page]
         _send(writer, 200, json.dumps({"metadata": metadata, "items": items}).encode())
 
-    async def _watch(self, writer: asyncio.StreamWriter, path: str, at: int) -> None:
+    async def _watch(self, writer: asyncio.StreamWriter, path: str, parameters: Mapping[str, str]) -> None:
+        at = int(parameters["resourceVersion"])
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
         self.watches += 1
         try:
@@ -169,7 +172,7 @@ class FakeApi:
             while True:
                 news = self._news
                 for version, collection, kind, body in list(self.history):
-                    if version > at and collection == path:
+                    if version > at and collection == path and _selected(body, parameters):
                         if self.half:
                             self.half = False
                             writer.write(b'20\r\n{"type": "ADDED", "object": {"met\r\n')
@@ -180,6 +183,13 @@ class FakeApi:
                 await news.wait()
         finally:
             self.watches -= 1
+
+
+def _selected(one: Object, parameters: Mapping[str, str]) -> bool:
+    """Whether the selector, one label, takes the object; one without any labels every selector takes."""
+    labels = one["metadata"].get("labels")
+    name, _, value = parameters.get("labelSelector", "").partition("=")
+    return not labels or not name or labels.get(name) == value
 
 
 def a_pod(name: str, ip: str, *, ready: bool = True, **metadata: Any) -> Object:

@@ -128,6 +128,17 @@ async def test_other_ports_count_at_once_and_another_selector_when_its_pods_are_
     await until(lambda: followed.now == ["10.0.0.1:9000"])
 
 
+async def test_nobody_is_ever_picked_from_two_selectors_at_once(server: FakeApi, followed: Followed) -> None:
+    server.put(PODS, a_pod("a", "10.0.0.1", labels={"app": "vllm"}))
+    server.put(PODS, a_pod("b", "10.0.0.2", labels={"app": "sglang"}))
+    followed.pods.aim("app=vllm", (8000,))
+    await until(lambda: followed.now == ["10.0.0.1:8000"])
+    followed.pods.aim("app=sglang", (8000,))
+    followed.pods.aim("app=sglang", (9000,))
+    await until(lambda: followed.now == ["10.0.0.2:9000"])
+    assert [len(said) for said in followed.said] == [1, 1]
+
+
 async def test_without_a_pool_there_is_nobody_and_a_new_one_begins_anew(server: FakeApi, followed: Followed) -> None:
     server.put(PODS, a_pod("a", "10.0.0.1"))
     followed.pods.aim("app=vllm", (8000,))
@@ -389,6 +400,16 @@ async def test_types_that_are_not_installed_are_settled_and_noticed_when_they_ar
     assert (pool.selector, pool.target_ports) == ({"app": "vllm"}, (9000,))
     server.delete(POOLS, "llama")
     await until(lambda: objects.names == ["old"])
+
+
+async def test_an_old_version_alone_is_found_without_a_wait(
+    server: FakeApi, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epp.kubernetes.reflector.ABSENT_S", 1000.0)
+    server.put(OLD_POOLS, OLD_POOL)
+    objects.source.start()
+    await until(lambda: objects.source.settled)
+    assert objects.names == ["old"]
 
 
 async def test_the_best_version_that_is_served_is_watched_alone(server: FakeApi, objects: Objects) -> None:
