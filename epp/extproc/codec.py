@@ -139,9 +139,16 @@ _request_body_layouts = lru_cache(maxsize=4096)(partial(_body_layouts, _REQUEST_
 
 def _decode_headers(message: bytes, tag: int) -> Event | None:
     try:
-        size, at = _read_varint(message, 1)
+        size, at = message[1], 2
+        if size > 0x7F:
+            size, at = _read_varint(message, 1)
         end = at + size
-        block_size, at = _read_varint(message, at + 1) if message[at] == 0x0A else (0, at)
+        block_size = 0
+        if message[at] == 0x0A:
+            block_size = message[at + 1]
+            at += 2
+            if block_size > 0x7F:
+                block_size, at = _read_varint(message, at - 1)
         block_end = at + block_size
         headers = _header_block(message, at, block_end)
         rest = message[end:]

@@ -42,7 +42,10 @@ class TokenEstimator:
 
     def tokens(self, model: str, prompt_bytes: int) -> int:
         """The estimate, rounded up: 0 only for no bytes."""
-        return math.ceil(prompt_bytes / self.bytes_per_token(model))
+        totals = self._totals.get(model)
+        if totals is None:
+            return math.ceil(prompt_bytes / BYTES_PER_TOKEN)
+        return math.ceil(prompt_bytes / (totals.prompt_bytes / totals.prompt_tokens))
 
     def learn(self, model: str, prompt_bytes: int, prompt_tokens: int) -> None:
         """Take in that a server counted `prompt_tokens` in a prompt of `prompt_bytes`. A count of 0 teaches nothing.
