@@ -3,6 +3,7 @@ the API server has them. There is no kubelet; pods are written by the test."""
 
 from __future__ import annotations
 
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -54,8 +55,6 @@ class Installed:
         return self.start(args + ours)
 
     def start(self, args: list[str]) -> Process:
-        import sys
-
         process = self.stand.start("epp", [sys.executable, "-m", "epp", "run", *args])
         process.wait_until(lambda: answers(f"http://127.0.0.1:{self.metrics}/healthz"), PATIENCE_S)
         return process

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -18,16 +17,9 @@ from tests.charts.arguments import CONFIG, CONFIGS, THEIRS
 from tests.charts.installed import PATIENCE_S, Installed
 from tests.cluster import Cluster
 from tests.integration.origin import Origin
-from tests.kubernetes.conftest import a_pool
+from tests.kubernetes.conftest import a_pool, until
 
 SERVERS = "--set=router.modelServers.matchLabels.app=vllm"
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 @pytest.fixture
