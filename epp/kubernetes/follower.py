@@ -101,6 +101,7 @@ class Follower(Generic[T]):
         clock = self._api.clock
         await connection.watch(self._path, {**ask.parameters, **self._selector})
         begun_s = clock()
+        self._complaint = ""
         try:
             while (lines := await connection.lines(SILENCE_S)) is not None:
                 self._take(lines)
@@ -126,9 +127,14 @@ class Follower(Generic[T]):
             self._on_delta(delta)
 
     def _settle(self) -> None:
-        if self.reflector.settled:
-            on_settled, self._on_settled = self._on_settled, lambda: None
+        if not self.reflector.settled:
+            return
+        on_settled, self._on_settled = self._on_settled, lambda: None
+        try:
             on_settled()
+        except Exception as error:
+            # What follows the collection must outlive whoever listens.
+            self._faults("kubernetes", error)
 
     def _refused(self, connection: Connection, refusal: Refusal) -> float:
         """Say what keeps the collection from being read, once for each reason. Returns how long to wait."""
