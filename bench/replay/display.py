@@ -47,10 +47,9 @@ def progress(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 def about_source(source: Source) -> str:
     names = ", ".join(str(path) for path in source.paths)
-    kind = {"decision log": "a decision log", "lengths": "lengths without text"}.get(source.kind, "a trace")
     rate = source.count / source.span_s if source.span_s else float("inf")
     return (
-        f"{names}: {kind} of {source.count:,} requests over {span(source.span_s)} ({rate:.3g} a second); "
+        f"{names}: {source.kind} of {source.count:,} requests over {span(source.span_s)} ({rate:.3g} a second); "
         f"mean prompt {source.prompt_tokens / source.count:,.0f} tokens, answer {source.output_tokens / source.count:,.0f}"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,10 @@ from epp.decisions.lines import Members
 
 LONGEST = 0.1
 """The share of requests, those with the longest prompts, that is looked at for itself."""
+
+DECISION_LOG = "a decision log"
+LENGTHS = "lengths without text"
+REQUESTS = "a trace"
 
 _TELL_EVERY = 1000
 
@@ -42,12 +47,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
     paths: tuple[Path, ...]
     kind: str
-    first: int
-    count: int
-    span_s: float
-    prompt_tokens: int
-    output_tokens: int
-    long_prompt: int
+    first: int = 0
+    count: int = 0
+    span_s: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    long_prompt: int = 0
     priorities: bool = False
     tokens_per_byte: float = TOKENS_PER_BYTE
     main_model: str | None = None
@@ -55,52 +60,84 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     recorded: Recorded | None = None
 
     def requests(self) -> Iterator[Offered]:
-        """The requests, read anew. Raises TraceError."""
-        everything = _requests(self.paths, self.kind, self.tokens_per_byte, self.main_model)
-        return ordered(itertools.islice(everything, self.first, self.first + self.count))
+        """The requests that are meant, read anew. Raises TraceError."""
+        return ordered(itertools.islice(itertools.islice(self.everything(), self.first, None), self.count))
+
+    def everything(self) -> Iterator[Offered]:
+        """All that the files hold. Raises TraceError."""
+        if self.kind != DECISION_LOG:
+            return read(lines_of(self.paths[0]), str(self.paths[0]))
+        joined = decision_log.joined(_placed(self.paths))
+        return ordered(decision_log.offered(joined, tokens_per_byte=self.tokens_per_byte, main_model=self.main_model))
 
     def part(self, first: int, count: int) -> Source:
-        """Some of its requests in a row, as a trace of their own; what it says of all of them it says of these."""
-        share = count / self.count
-        return msgspec.structs.replace(
-            self,
-            first=self.first + first,
-            count=count,
-            span_s=self.span_s * share,
-            prompt_tokens=round(self.prompt_tokens * share),
-            output_tokens=round(self.output_tokens * share),
-        )
+        """Some of its requests in a row, as a trace of their own. Raises TraceError."""
+        return _measured(msgspec.structs.replace(self, first=self.first + first, count=count), _nobody)
 
 
-DECISION_LOG = "decision log"
+def _nobody(requests: int) -> None:
+    pass
 
 
-def survey(
-    paths: Sequence[Path], *, most: int | None = None, tell: Callable[[int], None] = lambda requests: None
-) -> Source:
-    """Read everything once, at most `most` requests, and say what it is. Raises TraceError.
+def survey(paths: Sequence[Path], *, most: int | None = None, tell: Callable[[int], None] = _nobody) -> Source:
+    """Read everything, at most `most` requests, and say what it is. Raises TraceError.
 
     `tell` hears now and then how many requests there are so far.
     """
     first_line = next((line for line in lines_of(paths[0]) if line.strip()), b"")
     if decision_log.begins(first_line):
         facts = _LogFacts()
-        lengths = _Lengths()
         for logged in itertools.islice(decision_log.joined(facts.watched(_placed(paths))), most):
             facts.add(logged)
-        requests = _requests(paths, DECISION_LOG, facts.tokens_per_byte, facts.main_model)
-        return lengths.of(requests, most, tell, paths, DECISION_LOG, facts)
-    if len(paths) > 1:
+        source = Source(
+            paths=tuple(paths),
+            kind=DECISION_LOG,
+            tokens_per_byte=facts.tokens_per_byte,
+            main_model=facts.main_model,
+            servers=facts.servers,
+            recorded=facts.recorded(),
+        )
+    elif len(paths) > 1:
         raise TraceError(f"{paths[1]}: only a decision log may come in several files, and {paths[0]} is none")
-    kind = "lengths" if first_line.startswith(b"TIMESTAMP,") else "requests"
-    return _Lengths().of(_requests(paths, kind, TOKENS_PER_BYTE, None), most, tell, paths, kind, None)
+    else:
+        kind = LENGTHS if first_line.startswith(b"TIMESTAMP,") else REQUESTS
+        source = Source(paths=tuple(paths), kind=kind)
+    return _measured(msgspec.structs.replace(source, count=most or sys.maxsize), tell)
 
 
-def _requests(paths: Sequence[Path], kind: str, tokens_per_byte: float, main_model: str | None) -> Iterator[Offered]:
-    if kind != DECISION_LOG:
-        return read(lines_of(paths[0]), str(paths[0]))
-    joined = decision_log.joined(_placed(paths))
-    return ordered(decision_log.offered(joined, tokens_per_byte=tokens_per_byte, main_model=main_model))
+def _measured(source: Source, tell: Callable[[int], None]) -> Source:
+    """The source with how many requests there are, how long, over what time."""
+    prompts: Counter[int] = Counter()
+    count = output_tokens = 0
+    last_s = 0.0
+    priorities = False
+    for count, one in enumerate(source.requests(), 1):
+        prompts[one.prompt_tokens] += 1
+        output_tokens += one.output_tokens
+        priorities = priorities or one.priority != 0
+        last_s = one.at_s
+        if count % _TELL_EVERY == 0:
+            tell(count)
+    if not count:
+        raise TraceError(f"{source.paths[0]}: there is no request in it that has a prompt")
+    return msgspec.structs.replace(
+        source,
+        count=count,
+        span_s=last_s,
+        prompt_tokens=sum(tokens * times for tokens, times in prompts.items()),
+        output_tokens=output_tokens,
+        long_prompt=_long_prompt(prompts, count),
+        priorities=priorities,
+    )
+
+
+def _long_prompt(prompts: Counter[int], count: int) -> int:
+    left = count * LONGEST
+    for tokens, times in sorted(prompts.items(), reverse=True):
+        left -= times
+        if left <= 0:
+            return tokens
+    return 0
 
 
 def _placed(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
@@ -108,62 +145,6 @@ def _placed(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
         for number, line in enumerate(lines_of(path), 1):
             if line.strip():
                 yield f"{path}:{number}", line
-
-
-class _Lengths:
-    """How many requests, how long, over what time."""
-
-    def __init__(self) -> None:
-        self._prompts: Counter[int] = Counter()
-        self._prompt_tokens = 0
-        self._output_tokens = 0
-        self._count = 0
-        self._last_s = 0.0
-        self._priorities = False
-
-    def of(
-        self,
-        requests: Iterable[Offered],
-        most: int | None,
-        tell: Callable[[int], None],
-        paths: Sequence[Path],
-        kind: str,
-        facts: _LogFacts | None,
-    ) -> Source:
-        for one in itertools.islice(requests, most):
-            self._count += 1
-            self._prompt_tokens += one.prompt_tokens
-            self._output_tokens += one.output_tokens
-            self._prompts[one.prompt_tokens] += 1
-            self._last_s = one.at_s
-            self._priorities = self._priorities or one.priority != 0
-            if self._count % _TELL_EVERY == 0:
-                tell(self._count)
-        if not self._count:
-            raise TraceError(f"{paths[0]}: there is no request in it that has a prompt")
-        return Source(
-            paths=tuple(paths),
-            kind=kind,
-            first=0,
-            count=self._count,
-            span_s=self._last_s,
-            prompt_tokens=self._prompt_tokens,
-            output_tokens=self._output_tokens,
-            long_prompt=self._long_prompt(),
-            priorities=self._priorities,
-            tokens_per_byte=facts.tokens_per_byte if facts is not None else TOKENS_PER_BYTE,
-            main_model=facts.main_model if facts is not None else None,
-            servers=facts.servers if facts is not None else 0,
-            recorded=facts.recorded() if facts is not None else None,
-        )
-
-    def _long_prompt(self) -> int:
-        left = self._count * LONGEST
-        for tokens, count in sorted(self._prompts.items(), reverse=True):
-            left -= count
-            if left <= 0:
-                return tokens
-        return 0
 
 
 class _LogFacts:

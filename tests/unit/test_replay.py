@@ -421,7 +421,7 @@ class TestDecisionLog:
         source = survey([self.log(tmp_path / "d", 1, 20)])
         part = source.part(12, 4)
         assert [one.at_s for one in part.requests()] == pytest.approx([0, 0.25, 0.5, 0.75])
-        assert part.count == 4
+        assert (part.count, part.span_s) == (4, 0.75)
 
     def test_a_log_without_a_prompt(self, tmp_path: Path) -> None:
         path = tmp_path / "d"
