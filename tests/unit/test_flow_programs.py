@@ -53,6 +53,24 @@ def test_a_long_wait_makes_up_for_a_little_service() -> None:
     assert turn(flow, 11.0) == "waits"
 
 
+@pytest.mark.parametrize("tokens", [(0, 100, 500, 1000), (0, 0, 0, 0)], ids=["by service", "by wait"])
+def test_who_takes_the_place_of_one_that_left_keeps_its_own(tokens: tuple[int, ...]) -> None:
+    flow = control()
+    flow.passes(0, 0.0, 0.0)
+    tickets = []
+    for number, served in enumerate(tokens):
+        flow.served(0, str(number), served, 0.0)
+        tickets.append(Ticket(str(number), fairness_id=str(number)))
+        flow.submit(tickets[-1], float(number))
+    # It has looked at their waits once.
+    assert turn(flow, 5.0) == "0"
+    tickets.append(Ticket("4", fairness_id="4"))
+    flow.served(0, "4", 2 * tokens[-1], 5.0)
+    flow.submit(tickets[-1], 5.0)
+    flow.cancel(tickets[1], 5.0)
+    assert [turn(flow, 6.0) for _ in range(3)] == ["2", "3", "4"]
+
+
 def test_service_halves_with_time() -> None:
     flow = control()
     flow.passes(0, 0.0, 0.0)
