@@ -125,6 +125,7 @@ class Endpoints:
         self.unreachable: BoolArray = np.zeros(capacity, dtype=np.bool_)
         # Known by ourselves, written by the ledger alone.
         self.in_flight: FloatArray = np.zeros(capacity)
+        self.in_flight_prompts: FloatArray = np.zeros(capacity)
         self.in_flight_tokens: FloatArray = np.zeros(capacity)
         self.picked_since_report: FloatArray = np.zeros(capacity)
         self.prefill_rate: FloatArray = np.full(capacity, np.nan)
@@ -364,7 +365,7 @@ class Endpoints:
         for unknown in (self.waiting, self.running, self.kv_usage, *self.custom.values()):
             unknown[slot] = np.nan
         self.prefill_rate[slot] = np.nan
-        for nothing in (self.in_flight, self.in_flight_tokens, self.picked_since_report):
+        for nothing in (self.in_flight, self.in_flight_prompts, self.in_flight_tokens, self.picked_since_report):
             nothing[slot] = 0.0
         self.updated_s[slot] = NEVER
         self.unreachable[slot] = False
@@ -386,9 +387,9 @@ class Endpoints:
         )
         self.updated_s = np.concatenate([self.updated_s, np.full(old, NEVER)])
         self.unreachable = np.concatenate([self.unreachable, np.zeros(old, dtype=np.bool_)])
-        self.in_flight, self.in_flight_tokens, self.picked_since_report = (
+        self.in_flight, self.in_flight_prompts, self.in_flight_tokens, self.picked_since_report = (
             np.concatenate([column, np.zeros(old)])
-            for column in (self.in_flight, self.in_flight_tokens, self.picked_since_report)
+            for column in (self.in_flight, self.in_flight_prompts, self.in_flight_tokens, self.picked_since_report)
         )
         self.prefill_rate = np.concatenate([self.prefill_rate, np.full(old, np.nan)])
         self.adapter_room = np.concatenate([self.adapter_room, np.ones(old, dtype=np.bool_)])
@@ -445,6 +446,11 @@ class Candidates:
     def in_flight(self) -> FloatArray:
         """Requests that we sent there and that have not ended."""
         return self._gather("in_flight")
+
+    @property
+    def in_flight_prompts(self) -> FloatArray:
+        """Of those in flight, the requests whose prompt is not known to be prefilled yet."""
+        return self._gather("in_flight_prompts")
 
     @property
     def in_flight_tokens(self) -> FloatArray:

@@ -1,7 +1,7 @@
 """What we sent where and what is not over yet: requests and uncached prompt tokens in flight, by endpoint.
 
 Scraped load is old the moment it arrives; what was picked is known at once. `Ledger` is the only writer of the columns
-`in_flight`, `in_flight_tokens`, `picked_since_report` and `prefill_rate` of `Endpoints`. Requests are released by the exchange's end. Tokens are
+`in_flight`, `in_flight_prompts`, `in_flight_tokens`, `picked_since_report` and `prefill_rate` of `Endpoints`. Requests are released by the exchange's end. Tokens are
 released at the first piece of the answer where it is seen, and by estimate where it is hidden:
 
 **The line.** Per endpoint all uncached prompt tokens sent there stand in one line, first come first served, and the server
@@ -74,6 +74,7 @@ class _Account:
         "number",
         "picked",
         "prompt_total",
+        "prompts",
         "rate",
         "reported_at",
         "reported_s",
@@ -91,6 +92,7 @@ class _Account:
         self.incarnation = incarnation
         # The columns.
         self.in_flight = 0
+        self.prompts = 0
         self.tokens = 0
         self.answer_tokens = 0
         self.picked = 0
@@ -141,7 +143,8 @@ class _Account:
 class Entry:
     """One request on one endpoint's account. The ledger alone changes it.
 
-    `open`: in `in_flight`. `queued`: its first token was not seen. `held`: its tokens are in `in_flight_tokens`.
+    `open`: in `in_flight`. `queued`: its first token was not seen. `held`: it is in `in_flight_prompts`, its tokens in
+    `in_flight_tokens`.
     """
 
     __slots__ = (
@@ -306,6 +309,8 @@ class Ledger:
         if entry.held:
             account.sent += entry.tokens
             account.tokens += entry.tokens
+            account.prompts += 1
+            endpoints.in_flight_prompts[slot] = account.prompts
         account.answer_tokens += entry.answer_tokens
         endpoints.in_flight_tokens[slot] = account.tokens + account.answer_tokens
         entry.end = account.sent
@@ -321,7 +326,7 @@ class Ledger:
             self._start(entry)
         if entry.answer_tokens:
             account.answer_tokens -= entry.answer_tokens
-            self._write_tokens(account)
+            self._write_held(account)
         if not entry.held:
             return
         # Done or given up: either way the server has so much less before it.
@@ -345,16 +350,19 @@ class Ledger:
             entry.held = False
             account = entry.account
             account.tokens -= entry.tokens
-            self._write_tokens(account)
+            account.prompts -= 1
+            self._write_held(account)
 
     def _hold_again(self, entry: Entry) -> None:
         entry.held = True
         account = entry.account
         account.tokens += entry.tokens
-        self._write_tokens(account)
+        account.prompts += 1
+        self._write_held(account)
         account.hidden.appendleft(entry)
 
-    def _write_tokens(self, account: _Account) -> None:
+    def _write_held(self, account: _Account) -> None:
+        self._endpoints.in_flight_prompts[account.slot] = account.prompts
         self._endpoints.in_flight_tokens[account.slot] = account.tokens + account.answer_tokens
 
     # --- the line ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from scorers.header_label_affinity_scorer import HeaderLabelAffinityScorer
 from scorers.header_profile_handler import HeaderProfileHandler
 from scorers.kv_cache_utilization_scorer import KvCacheUtilizationScorer
 from scorers.label_selector_filter import LabelSelectorFilter
+from scorers.least_delay_scorer import LeastDelayScorer
 from scorers.load_aware_scorer import LoadAwareScorer
 from scorers.lora_affinity_scorer import LoraAffinityScorer
 from scorers.max_score_picker import MaxScorePicker
@@ -56,6 +57,7 @@ PLUGINS: Final[Mapping[str, type[Filter] | type[Scorer] | type[Picker] | type[Pr
     "header-profile-handler": HeaderProfileHandler,
     "kv-cache-utilization-scorer": KvCacheUtilizationScorer,
     "label-selector-filter": LabelSelectorFilter,
+    "least-delay-scorer": LeastDelayScorer,
     "load-aware-scorer": LoadAwareScorer,
     "lora-affinity-scorer": LoraAffinityScorer,
     "max-score-picker": MaxScorePicker,

@@ -74,8 +74,17 @@ class Pool:
             )
         return self
 
-    def known(self, *, in_flight: Sequence[float] = (), tokens: Sequence[float] = (), hits: Sequence[int] = ()) -> Pool:
+    def known(
+        self,
+        *,
+        in_flight: Sequence[float] = (),
+        prompts: Sequence[float] = (),
+        tokens: Sequence[float] = (),
+        hits: Sequence[int] = (),
+    ) -> Pool:
         slots = self.endpoints.slots
+        if prompts:
+            self.endpoints.in_flight_prompts[slots] = prompts
         if in_flight:
             self.endpoints.in_flight[slots] = in_flight
         if tokens:
@@ -114,6 +123,7 @@ def random_pool(n: int, seed: int, *, silent: float = 0.0) -> Pool:
             )
     return pool.known(
         in_flight=[float(rng.randrange(120)) for _ in range(n)],
+        prompts=[float(rng.randrange(12)) for _ in range(n)],
         tokens=[rng.random() * 2e6 for _ in range(n)],
         hits=[rng.choice((0, 0, 3, 8, 10)) for _ in range(n)],
     )

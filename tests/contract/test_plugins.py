@@ -125,6 +125,7 @@ def snapshot(pool: Pool) -> list[Any]:
         e.kv_usage,
         e.updated_s,
         e.in_flight,
+        e.in_flight_prompts,
         e.in_flight_tokens,
     ]
     return [column.copy() for column in (*columns, pool.hits, e.slots, *e.custom.values(), e.adapter_room)]
@@ -135,7 +136,7 @@ def test_nothing_is_changed(name: str, arguments: dict[str, Any]) -> None:
     """Neither the pool's columns nor those gathered for one pick, which other plugins read after this one."""
     plugin, pool, request = make(name, arguments), random_pool(20, 3), REQUESTS[0]
     before, candidates, twin = snapshot(pool), pool.candidates(), pool.candidates()
-    gathered = ("waiting", "running", "kv_usage", "hit_blocks", "in_flight", "in_flight_tokens")
+    gathered = ("waiting", "running", "kv_usage", "hit_blocks", "in_flight", "in_flight_prompts", "in_flight_tokens")
     expected = {column: getattr(twin, column).copy() for column in gathered}
     for column in gathered:
         getattr(candidates, column)

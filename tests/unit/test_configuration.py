@@ -279,8 +279,7 @@ def test_types_of_the_go_picker_that_are_not_here_say_so(name: str) -> None:
 
 def test_the_default_policy() -> None:
     configuration = load_default()
-    weights = {"prefix-cache-scorer": 3, "queue-scorer": 2, "kv-cache-utilization-scorer": 2, "lora-affinity-scorer": 1}
-    assert shape(configuration) == [("default", [], weights, "max-score-picker")]
+    assert shape(configuration) == [("default", [], {"least-delay-scorer": 1}, "max-score-picker")]
     assert (configuration.handler, configuration.detector) == ("single-profile-handler", "utilization-detector")
     assert configuration.warnings == ()
 

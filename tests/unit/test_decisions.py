@@ -152,14 +152,14 @@ class TestWhatIsTakenDown:
     def test_a_large_pool_by_its_best(self) -> None:
         desk = Desk(300)
         for number, slot in enumerate(desk.endpoints.slots):
-            desk.endpoints.report(int(slot), Report(waiting=float(number), running=0.0, kv_usage=0.0), 60.0)
+            desk.endpoints.in_flight_tokens[slot] = number
         desk.serve("hello " * 100)
         (decision,) = decisions(desk.lines())
         seen = decision.candidates
         assert seen is not None and len(seen.endpoint) == CANDIDATES_KEPT and seen.left == 300 - CANDIDATES_KEPT
-        assert decision.picked in seen.endpoint and max(v for v in seen.waiting if v is not None) == CANDIDATES_KEPT - 1
+        assert decision.picked in seen.endpoint and max(seen.in_flight_tokens) == CANDIDATES_KEPT - 1
         best = max(range(CANDIDATES_KEPT), key=lambda i: seen.score[i] or 0.0)
-        assert seen.waiting[best] == 0.0
+        assert seen.in_flight_tokens[best] == 0.0
 
     def test_a_filtered_candidate_has_no_score(self) -> None:
         desk = Desk(3)

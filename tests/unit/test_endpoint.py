@@ -50,6 +50,7 @@ def columns(endpoints: Endpoints) -> list[np.ndarray]:
         endpoints.kv_usage,
         endpoints.updated_s,
         endpoints.in_flight,
+        endpoints.in_flight_prompts,
         endpoints.in_flight_tokens,
         endpoints.picked_since_report,
         endpoints.incarnation,
@@ -134,6 +135,7 @@ def test_a_slot_passes_on_nothing() -> None:
     endpoints.report(0, full_report(3.0), 1.0)
     endpoints.set_unreachable(0, True)
     endpoints.in_flight[0] = endpoints.in_flight_tokens[0] = endpoints.picked_since_report[0] = 5
+    endpoints.in_flight_prompts[0] = 5
     endpoints.replace([endpoint(2)])
     assert endpoints.slot_of("default/e2") == 0
     assert endpoints.incarnation[0] == 1

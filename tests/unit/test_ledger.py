@@ -138,6 +138,7 @@ class AnyOrder(RuleBasedStateMachine):
             live = self.live(slot)
             assert self.endpoints.in_flight.item(slot) == len(live)
             assert tokens(self.endpoints, slot) == sum(life.tokens for life in live if life.entry.held)
+            assert self.endpoints.in_flight_prompts.item(slot) == sum(life.entry.held for life in live)
             assert 0 <= self.endpoints.picked_since_report.item(slot) <= len(live)
 
     @invariant()
@@ -157,7 +158,8 @@ class AnyOrder(RuleBasedStateMachine):
             self.ledger.first_token(life.entry, self.now_s)
             self.ledger.release(life.entry, self.now_s)
         self.ledger.advance(self.now_s + 1e9)
-        for column in (self.endpoints.in_flight, self.endpoints.in_flight_tokens, self.endpoints.picked_since_report):
+        e = self.endpoints
+        for column in (e.in_flight, e.in_flight_prompts, e.in_flight_tokens, e.picked_since_report):
             assert not column.any()
         assert not self.ledger._due
 

@@ -32,6 +32,7 @@ from scorers.header_label_affinity_scorer import HeaderLabelAffinityScorer
 from scorers.header_profile_handler import HeaderProfileHandler
 from scorers.kv_cache_utilization_scorer import KvCacheUtilizationScorer
 from scorers.label_selector_filter import LabelSelectorFilter, Requirement
+from scorers.least_delay_scorer import LeastDelayScorer
 from scorers.load_aware_scorer import LoadAwareScorer
 from scorers.lora_affinity_scorer import LoraAffinityScorer
 from scorers.max_score_picker import MaxScorePicker
@@ -143,6 +144,59 @@ def test_lora_follows_what_is_unloaded() -> None:
 def test_token_load_counts_this_requests_uncached_tokens() -> None:
     pool = Pool(3).known(tokens=[0, 360, 5000], hits=[0, 10, 0])
     assert scores(TokenLoadScorer(queue_threshold_tokens=1000), pool) == [0.36, 0.64, 0]
+
+
+def costs(pool: Pool, request: Any = REQUEST) -> list[float]:
+    """What `LeastDelayScorer` reckons, in units of the least."""
+    return [round(1.0 / score, 6) for score in LeastDelayScorer().score(request, pool.candidates()).tolist()]
+
+
+def test_least_delay_on_idle_endpoints_is_what_is_uncached() -> None:
+    # 640 tokens in 10 blocks: 640 + 1, 320 + 1, 0 + 1.
+    assert costs(Pool(3).known(hits=[0, 5, 10])) == [641, 321, 1]
+
+
+def test_least_delay_is_wait_and_own_tokens_and_those_held_up() -> None:
+    pool = Pool(2).reported(kv=[0.5, 0.0]).known(in_flight=[8, 3], prompts=[2, 1], tokens=[1000, 800], hits=[5, 0])
+    # 1000 + 8 + 321·(1 + 2 + 8·0.5) = 3255 and 800 + 3 + 641·(1 + 1) = 2085.
+    assert costs(pool) == [round(3255 / 2085, 6), 1]
+
+
+def test_least_delay_stays_with_the_prefix_the_longer_the_lines() -> None:
+    """The same difference in backlog is worth a miss where nobody waits, and not where many do."""
+    short = Pool(2).known(in_flight=[1, 1], prompts=[1, 0], tokens=[1500, 0], hits=[10, 0])
+    long = Pool(2).known(in_flight=[9, 8], prompts=[9, 8], tokens=[9500, 8000], hits=[10, 0])
+    assert costs(short)[0] > costs(short)[1]
+    assert costs(long)[0] < costs(long)[1]
+
+
+def test_least_delay_without_a_prompt_goes_where_the_line_is_shortest() -> None:
+    pool = Pool(3).known(in_flight=[3, 5, 1], prompts=[2, 0, 1], tokens=[200, 0, 100])
+    # 200 + 3 + 3, 0 + 5 + 1 and 100 + 1 + 2.
+    assert costs(pool, a_request(blocks=0)) == [round(206 / 6, 6), 1, round(103 / 6, 6)]
+
+
+def test_least_delay_counts_a_prompt_of_less_than_a_block() -> None:
+    pool = Pool(2).known(prompts=[1, 0], tokens=[9, 30])
+    # 9 + 31·2 and 30 + 31.
+    assert costs(pool, a_request(blocks=0, prompt_tokens=30)) == [round(71 / 61, 6), 1]
+
+
+def test_least_delay_counts_what_an_adapter_costs() -> None:
+    pool = Pool(4)
+    for index, (running, waiting, slots) in enumerate(
+        (("llama", "", 1), ("", "llama", 2), ("", "", 1), ("other", "", 1))
+    ):
+        loaded, wanted = frozenset(running.split()), frozenset(waiting.split())
+        pool.report(index, Report(adapters=Adapters(loaded, wanted, slots)))
+    # Loaded, being loaded, to be loaded, and no slot for it, behind the 640 tokens of the prompt.
+    assert costs(pool) == [1, *(round((641 + more) / 641, 6) for more in (4096, 8192, 8192 + 32_768))]
+    assert costs(pool, a_request(model="nobodys")) == [1, 1, 1, 1]
+
+
+def test_least_delay_takes_equals_as_equals() -> None:
+    pool = Pool(8).known(in_flight=[7] * 8, prompts=[3] * 8, tokens=[12345] * 8, hits=[3] * 8)
+    assert LeastDelayScorer().score(REQUEST, pool.candidates()).tolist() == [1.0] * 8
 
 
 def test_active_requests() -> None:
