@@ -133,7 +133,7 @@ class FakeApi:
         if self.silent:
             await asyncio.Event().wait()
         if self.garbage:
-            _send(writer, 200, self.garbage)
+            _send(writer, 200, self.garbage + b"\n")
         elif self.tokens and token not in self.tokens:
             _send(writer, 401, _status(401))
         elif self.refuse:

@@ -18,7 +18,7 @@ from epp.kubernetes.api import Api
 from epp.kubernetes.discovery import PodDiscovery
 from epp.kubernetes.objects import ObjectSource, policies, routing
 from epp.resources.objects import EXPERIMENTAL, LLM_D, NETWORKING, InferencePool, Resource
-from tests.apiserver import FakeApi, a_pod
+from tests.apiserver import FakeApi, Object, a_pod
 
 PODS = "/api/v1/namespaces/default/pods"
 POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/default/inferencepools"
@@ -244,35 +244,57 @@ async def test_a_connection_that_is_old_is_not_asked_again(
     assert server.tokens_seen == ["first", "first", "third"]
 
 
+class Scripted:
+    """A connection whose watch brings `reads`, one after the other; `before` notes how many endpoints there were at each read."""
+
+    def __init__(self, said: list[Sequence[Endpoint]], *reads: list[Object]) -> None:
+        self.said = said
+        self.reads = [[json.dumps(event).encode() for event in read] for read in reads]
+        self.before: list[int] = []
+        self.lists = 0
+
+    async def ask(self, path: str, parameters: object) -> bytes:
+        self.lists += 1
+        pod = a_pod("a", "10.0.0.1", resourceVersion="1")
+        return json.dumps({"metadata": {"resourceVersion": "1"}, "items": [pod]}).encode()
+
+    async def watch(self, path: str, parameters: object) -> None: ...
+
+    async def lines(self, timeout_s: float) -> list[bytes]:
+        self.before.append(len(self.said[-1]))
+        if not self.reads:
+            await asyncio.Event().wait()
+        return self.reads.pop(0)
+
+    def close(self) -> None: ...
+
+
+async def scripted(monkeypatch: pytest.MonkeyPatch, *reads: list[Object]) -> Scripted:
+    """What came of `reads`."""
+    connection = Scripted([], *reads)
+    monkeypatch.setattr(Api, "connection", lambda api: connection)
+    api = Api(Kubeconfig(Path("none")), asyncio.get_running_loop().time)
+    pods = PodDiscovery(api, "default", connection.said.append, faults=lambda _, error: None, rng=random.Random(1))
+    pods.aim("app=vllm", (8000,))
+    await until(lambda: len(connection.before) > len(reads))
+    await pods.close()
+    return connection
+
+
 async def test_what_an_event_says_counts_before_anything_else_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod that is told to end is no endpoint any more by the time the watch is read again: no request comes in between."""
-    pod = a_pod("a", "10.0.0.1", resourceVersion="1")
     ending = a_pod("a", "10.0.0.1", resourceVersion="2", deletionTimestamp="2026-01-01T00:00:00Z")
-    seen: list[int] = []
-    said: list[Sequence[Endpoint]] = []
+    connection = await scripted(monkeypatch, [{"type": "MODIFIED", "object": ending}])
+    assert connection.before == [1, 0]
 
-    class Scripted:
-        async def ask(self, path: str, parameters: object) -> bytes:
-            return json.dumps({"metadata": {"resourceVersion": "1"}, "items": [pod]}).encode()
 
-        async def watch(self, path: str, parameters: object) -> None:
-            seen.append(len(said[-1]))
-
-        async def lines(self, timeout_s: float) -> list[bytes]:
-            seen.append(len(said[-1]))
-            if len(seen) > 2:
-                await asyncio.Event().wait()
-            return [json.dumps({"type": "MODIFIED", "object": ending}).encode()]
-
-        def close(self) -> None: ...
-
-    monkeypatch.setattr(Api, "connection", lambda api: Scripted())
-    api = Api(Kubeconfig(Path("none")), asyncio.get_running_loop().time)
-    pods = PodDiscovery(api, "default", said.append, faults=lambda _, error: None, rng=random.Random(1))
-    pods.aim("app=vllm", (8000,))
-    await until(lambda: len(seen) > 2)
-    assert seen == [1, 1, 0]
-    await pods.close()
+async def test_what_came_before_an_error_in_one_read_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    another = a_pod("b", "10.0.0.2", resourceVersion="2")
+    error = {"type": "ERROR", "object": {"code": 410, "message": "gone"}}
+    connection = await scripted(monkeypatch, [{"type": "ADDED", "object": another}, error])
+    assert connection.lists == 2
+    # The second list lacks it again: it was there in between.
+    assert [len(said) for said in connection.said] == [1, 2, 1]
 
 
 async def test_history_that_is_gone_is_made_up_for_by_a_list(server: FakeApi, followed: Followed) -> None:
@@ -310,7 +332,8 @@ async def test_an_answer_that_is_none_empties_nothing(server: FakeApi, followed:
     server.garbage = garbage
     seen = len(server.asked)
     await server.cut()
-    await until(lambda: len(server.asked) >= seen + 2)
+    await until(lambda: len(server.asked) >= seen + 3)
+    assert "watch" not in server.asked[-1][2]
     assert followed.now == ["10.0.0.1:8000"]
     server.garbage = b""
     server.put(PODS, a_pod("b", "10.0.0.2"))
