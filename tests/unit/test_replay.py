@@ -76,15 +76,15 @@ def cells(rows: Sequence[Row], index: int = 0) -> dict[str, float]:
 class TestTally:
     def test_every_measure_of_a_few_records(self) -> None:
         records = [
-            record(10, 0.5),
-            record(20, 1.5, server=1, prompt_tokens=1000, cached_tokens=0, available_tokens=0),
+            record(10, 1.5),
+            record(20, 0.5, server=1, prompt_tokens=1000, cached_tokens=0, available_tokens=0),
             record(30, nan, outcome=Outcome.REFUSED, server=-1),
             record(101, 99.0),
         ]
         got = cells(compare([tallied(records)]))
         assert got["ttft_mean"] == pytest.approx(1.0)
         assert got["ttft_p50"] == pytest.approx(0.5, rel=0.01) and got["ttft_p90"] == pytest.approx(1.5, rel=0.01)
-        assert got["ttft_long_p99"] == pytest.approx(1.5, rel=0.01)
+        assert got["ttft_long_p99"] == pytest.approx(0.5, rel=0.01)
         assert got["e2e_p90"] == pytest.approx(2.5, rel=0.01)
         assert got["token_p50"] == pytest.approx(0.1, rel=0.01)
         assert got["hit"] == pytest.approx(40 / 1100) and got["captured"] == pytest.approx(0.5)
@@ -422,6 +422,8 @@ class TestDecisionLog:
         part = source.part(12, 4)
         assert [one.at_s for one in part.requests()] == pytest.approx([0, 0.25, 0.5, 0.75])
         assert (part.count, part.span_s) == (4, 0.75)
+        # The last block of each is its number's own.
+        assert [one.blocks[-1] for one in part.part(1, 2).requests()] == [1014, 1015]
 
     def test_a_log_without_a_prompt(self, tmp_path: Path) -> None:
         path = tmp_path / "d"
