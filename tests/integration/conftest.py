@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,21 @@ def ask(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 30.0,
     begun: threading.Event | None = None,
+    body_after_s: float | None = None,
 ) -> Answer:
-    """One request through the proxy on `port`, on a connection of its own. `begun` is set when its answer's headers are there."""
+    """One request through the proxy on `port`, on a connection of its own. `begun` is set when its answer's headers are there,
+    `body_after_s` holds the body back for so long.
+    """
     payload = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
         send = {"content-type": "application/json", **(headers or {})}
-        connection.request(method, path, body=payload, headers=send)
+        if body_after_s is None or payload is None:
+            connection.request(method, path, body=payload, headers=send)
+        else:
+            connection.request(method, path, headers={**send, "content-length": str(len(payload))})
+            time.sleep(body_after_s)
+            connection.send(payload)
         response = connection.getresponse()
         if begun is not None:
             begun.set()

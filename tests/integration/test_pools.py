@@ -77,6 +77,14 @@ def test_each_model_is_answered_by_its_pool(pools: Pools) -> None:
     assert pools.metric("llm_d_epp_request_running") == 0
 
 
+def test_a_prompt_that_comes_after_its_headers_finds_its_pool_too(pools: Pools) -> None:
+    """Envoy 1.40 would keep the route of the headers where the body mode is BUFFERED_PARTIAL."""
+    pools.start("split", "--body-based-routing")
+    for after_s in (0.0, 0.02, 0.1):
+        answer = pools.ask({**CHAT, "model": "recommender"}, body_after_s=after_s)
+        assert pools.pool_of(answer) == "deepseek"
+
+
 def test_a_client_cannot_choose_its_pool(pools: Pools) -> None:
     pools.start("split", "--body-based-routing")
     for _ in range(5):
