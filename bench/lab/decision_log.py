@@ -51,9 +51,11 @@ def begins(line: bytes) -> bool:
 def joined(lines: Iterable[tuple[str, bytes]]) -> Iterator[Logged]:
     """Lines, each with its place for messages, as requests, by arrival as far as the window reaches.
 
-    Raises TraceError, also while they are read.
+    A last line of a run that is cut, because the picker was killed or its disk full, is passed over. Raises TraceError, also while
+    they are read.
     """
     run: Run | None = None
+    cut: TraceError | None = None
     zero: datetime | None = None
     shift_s = 0.0
     open_ones = _Open()
@@ -74,7 +76,13 @@ def joined(lines: Iterable[tuple[str, bytes]]) -> Iterator[Logged]:
             elif run is None:
                 raise ValueError('a decision log begins with {"line":"run",…}: give its older parts first')
         except (ValueError, msgspec.MsgspecError) as error:
-            raise TraceError(f"{place}: {error}") from None
+            cut = cut or TraceError(f"{place}: {error}")
+            if raw.rstrip().endswith(b"}") or run is None:
+                raise cut from None
+            continue
+        if cut is not None and not isinstance(line, Run):
+            raise cut
+        cut = None
         if isinstance(line, Decision):
             open_ones.add(Logged(shift_s + line.arrived_s, line, None, run.block_bytes, run.fingerprint_bytes))
         elif isinstance(line, Outcome):

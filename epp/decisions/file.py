@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from epp.decisions.encoder import KEY_BYTES, Encoder
 from epp.decisions.recording import Record, Recording
@@ -158,8 +159,16 @@ def _append(path: Path, parts: Sequence[Part]) -> None:
         if number:
             _rotate(path)
         if lines:
-            with path.open("ab") as file:
-                file.write(b"".join(lines))
+            with path.open("a+b") as file:
+                file.write(_mended(file) + b"".join(lines))
+
+
+def _mended(file: BinaryIO) -> bytes:
+    """What ends the last line, where a full disk or the end of a process has cut it."""
+    if not file.seek(0, os.SEEK_END):
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
 
 
 def _rotate(path: Path) -> None:

@@ -361,6 +361,14 @@ class TestFile:
         runs = [one for one in shelf.lines() if isinstance(one, Run)]
         assert len(runs) == 2 and runs[0].run != runs[1].run
 
+    async def test_ends_a_line_that_was_cut(self, tmp_path: Path) -> None:
+        (tmp_path / "log").write_bytes(b'{"line":"deci')
+        shelf = Shelf(tmp_path / "log")
+        shelf.file.start()
+        await shelf.file.close()
+        cut, run = shelf.path.read_bytes().splitlines()
+        assert cut == b'{"line":"deci' and isinstance(LINE.decode(run), Run)
+
     async def test_rotates_within_its_bound(self, tmp_path: Path) -> None:
         shelf = Shelf(tmp_path / "log", max_bytes=64_000)
         shelf.file.start()

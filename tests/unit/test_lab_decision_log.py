@@ -69,6 +69,12 @@ class TestJoining:
         got = of(RUN, decision(1, 1, 5), RUN, outcome(1, 2, 50), later, decision(1, 1, 5), outcome(1, 2, 60))
         assert [(one.at_s, one.output_tokens) for one in got] == [(1, 50), (601, 60)]
 
+    @pytest.mark.parametrize("more", [(), (RUN, decision(2, 2, 6)), (RUN,)], ids=["end", "appended", "empty"])
+    def test_a_line_that_the_picker_s_end_cut_is_passed_over(self, more: Sequence[Line]) -> None:
+        lines = [*log(RUN, decision(1, 1, 5)), log(outcome(1, 2))[0][:-9] + b"\n", *log(*more)]
+        got = list(offered(joined(placed(lines))))
+        assert [one.at_s for one in got] == [1, 2][: 1 + (len(more) == 2)]
+
     def test_the_first_one_that_never_ends_holds_up_no_more_than_a_window(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -179,7 +185,10 @@ class TestMistakes:
         "lines, message",
         [
             ([*log(RUN), b'{"line":"decision","request":1}\n'], "log:2: Object missing required field `arrived_s`"),
-            ([*log(RUN), b"{oops\n"], "log:2: JSON is malformed"),
+            ([*log(RUN), b"{oops}\n"], "log:2: JSON is malformed"),
+            ([*log(RUN), b"{oops\n", *log(decision(1, 0, 5))], "log:2: JSON is malformed"),
+            ([*log(RUN), b"{oops\n", b"{again\n", *log(decision(1, 0, 5))], "log:2: JSON is malformed"),
+            ([b"{oops"], "log:1: JSON is malformed"),
             (log(RUN, msgspec.structs.replace(RUN, version=9)), "log:2: version 9 of the decision log"),
             (log(Members({})), "log:1: a decision log begins with"),
         ],
