@@ -11,16 +11,15 @@ from bench.lab.offered import Offered
 from bench.lab.scene import Loss, Scene, server
 from bench.replica.profiles import Profile
 
-PER_SERVER = 250
-"""Requests of a run for each server."""
-
 
 class Workload(msgspec.Struct, frozen=True):
-    """A trace and the servers it is run on: a `model@GPU` whose caches and speed make its routing matter."""
+    """A trace and the servers it is run on: a `model@GPU` whose caches and speed make its routing matter; so many requests of a
+    run for each server."""
 
     trace: str
     profile: str
     adapter_slots: int = 0
+    per_server: int = 250
 
     def server(self) -> Profile:
         return server(self.profile, adapter_slots=self.adapter_slots)
@@ -38,7 +37,7 @@ WORKLOADS: Mapping[str, Workload] = {
         Workload("documents", "Llama-3.1-8B@A100-80"),
         Workload("answers", "Llama-3.1-8B@A100-80"),
         Workload("adapters", "Llama-3.1-8B@H100", adapter_slots=8),
-        Workload("sessions", "Llama-3.1-8B@H200"),
+        Workload("sessions", "Llama-3.1-8B@H200", per_server=100),
     )
 }
 

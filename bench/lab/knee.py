@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.lab.cells import PER_SERVER, Workload
+from bench.lab.cells import Workload
 from bench.lab.contenders import CONTENDERS
 from bench.lab.scene import Scene
 from bench.lab.simulation import Simulation
@@ -48,7 +48,7 @@ def key(workload: Workload, servers: int) -> str:
 def _knee(workload: Workload, servers: int, policy: str) -> float:
     profile = workload.server()
     scene = Scene(servers=(profile,) * servers, seed=_SEED)
-    requests = list(taken(trace(workload.trace, _SEED), PER_SERVER * servers, 1.0))
+    requests = list(taken(trace(workload.trace, _SEED), workload.per_server * servers, 1.0))
 
     def holds(speed: float) -> bool:
         run = Simulation(taken(requests, len(requests), speed), scene, CONTENDERS[policy]())

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import msgspec
 
 from bench.lab import knee
-from bench.lab.cells import PER_SERVER, WORKLOADS, Cell, scene
+from bench.lab.cells import WORKLOADS, Cell, scene
 from bench.lab.contenders import CONTENDERS
 from bench.lab.offered import Offered
 from bench.lab.simulation import Simulation
@@ -51,7 +51,8 @@ def run(job: Job) -> Result:
     began_s = time.process_time()
     cell = job.cell
     try:
-        requests = list(taken(_requests(cell.trace, job.seed, PER_SERVER * cell.servers), 1 << 30, job.speed))
+        count = WORKLOADS[cell.trace].per_server * cell.servers
+        requests = list(taken(_requests(cell.trace, job.seed, count), count, job.speed))
         around = scene(cell, job.seed, requests)
         records = Simulation(requests, around, CONTENDERS[job.contender]()).records()
         summary = summarise(records, cell.servers, usual_slo(WORKLOADS[cell.trace].server()))
