@@ -199,6 +199,12 @@ class TestEnds:
         assert record.ttft_s < 0.1
         assert isnan(record.e2e_s)
 
+    def test_a_scrape_that_a_loss_overtakes_is_not_told(self) -> None:
+        trace = [offered(0.1 * number, number, output_tokens=1) for number in range(40)]
+        scene = Scene(servers=(H100,) * 2, scrape_delay_s=0.9, losses=(Loss(0, 1.5, 2.2), Loss(1, 2.5, 3.3)))
+        records = run(trace, scene, picker(load_default()))
+        assert Counter(record.outcome for record in records)[Outcome.DONE] >= 38
+
     def test_without_servers_requests_are_refused(self) -> None:
         scene = Scene(servers=(H100,), losses=(Loss(0, 0.5),))
         for router in (picker(load_default()), baseline(RoundRobin)):
@@ -206,6 +212,24 @@ class TestEnds:
 
 
 class TestChance:
+    def test_pickers_share_the_traffic_and_nothing_else(self) -> None:
+        asked: list[list[str]] = []
+
+        class Counts(RoundRobin):
+            def __init__(self) -> None:
+                super().__init__()
+                asked.append([])
+                self._mine = asked[-1]
+
+            def pick(self, request: Asked, view: View) -> int:
+                self._mine.append(request.id)
+                return super().pick(request, view)
+
+        run(some_trace(1, 60), Scene(servers=(H100,) * 2, pickers=2), baseline(Counts))
+        one, other = asked
+        assert min(len(one), len(other)) >= 15
+        assert sorted(one + other) == sorted(f"r{number}" for number in range(60))
+
     def test_a_run_is_its_seeds(self) -> None:
         trace = some_trace(3, 80, every_s=0.01)
 
