@@ -29,9 +29,8 @@ _TELL_EVERY = 1000
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """What the log says really happened, as far as answers were seen. NaN: of none."""
+    """What the log says really happened. Of time to first token and hits as far as answers were seen; NaN: of none."""
 
-    answers: int
     ttft_s: tuple[float, float, float]
     """p50, p90, p99."""
     e2e_s: tuple[float, float, float]
@@ -184,9 +183,9 @@ class _LogFacts:
                 self._cached_tokens += outcome.cached_tokens
         if outcome.ttft_s is not None:
             self._ttft[bucket(outcome.ttft_s)] += 1
-            took_s = logged.took_s
-            if took_s is not None and not outcome.aborted:
-                self._e2e[bucket(took_s)] += 1
+        took_s = logged.took_s
+        if took_s is not None and not outcome.aborted and outcome.status < 400:
+            self._e2e[bucket(took_s)] += 1
 
     @property
     def tokens_per_byte(self) -> float:
@@ -197,11 +196,10 @@ class _LogFacts:
         return self._models.most_common(1)[0][0] if self._models else None
 
     def recorded(self) -> Recorded | None:
-        answers = int(self._ttft.sum())
-        if not answers:
+        if not self._e2e.any():
             return None
         hit = self._cached_tokens / self._counted_tokens if self._counted_tokens else np.nan
-        return Recorded(answers, _three(self._ttft), _three(self._e2e), hit)
+        return Recorded(_three(self._ttft), _three(self._e2e), hit)
 
 
 def _three(counts: Counts) -> tuple[float, float, float]:
