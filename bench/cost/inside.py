@@ -126,10 +126,10 @@ class Inside:
             queue=self._queue() if flow_control else None,
         )
         modes = Modes(BodyMode.FULL_DUPLEX_STREAMED, BodyMode.FULL_DUPLEX_STREAMED)
-        server = Http2Server({PROCESS: open_session(dispatcher, clock, modes, Refusing())})
+        self.server = Http2Server({PROCESS: open_session(dispatcher, clock, modes, Refusing())})
         self.wire = Wire()
         self.lean = lean
-        self._link = _Link(server, asyncio.get_running_loop())
+        self._link = _Link(self.server, asyncio.get_running_loop())
         self._link.connection_made(cast(asyncio.Transport, self.wire))
         self._link.data_received(wire.greeting())
         self.wire.writes.clear()

@@ -15,8 +15,10 @@ from epp.endpoint import (
     NEVER,
     Adapters,
     CacheConfig,
+    Candidates,
     Endpoint,
     Endpoints,
+    FloatArray,
     Report,
     host_port,
 )
@@ -244,7 +246,7 @@ def test_a_report_exactly_as_old_as_allowed_still_counts() -> None:
 def test_unknown_kv_usage_is_the_mean_of_the_others() -> None:
     endpoints = pool(1, 2, 3)
     assert endpoints.candidates(0.0).kv_usage.tolist() == [0.0, 0.0, 0.0]
-    endpoints.report(0, Report(kv_usage=0.2), 1.0)
+    endpoints.report(first, Report(kv_usage=0.2), 1.0)
     endpoints.report(2, Report(kv_usage=0.6), 1.0)
     assert endpoints.candidates(1.0).kv_usage.tolist() == [0.2, pytest.approx(0.4), 0.6]
     assert np.isnan(endpoints.kv_usage[1])
@@ -322,3 +324,40 @@ def test_what_follows_from_the_description_is_computed_once_a_membership() -> No
     assert calls == ["e1", "e2"]
     endpoints.replace([endpoint(1, port=9)])
     assert endpoints.candidates(0.0).derive(port).tolist() == [9]
+
+
+def test_what_only_reports_change_is_asked_once_a_report() -> None:
+    endpoints = pool(0, 1)
+    first, second = (endpoints.slots.item(number) for number in range(2))
+    asked: list[int] = []
+
+    def of(candidates: Candidates) -> FloatArray:
+        asked.append(len(candidates))
+        return candidates.kv_usage + 0.0
+
+    for value in (0.25, 0.5):
+        endpoints.report(first, Report(kv_usage=value), 1.0)
+        for _ in range(3):
+            assert endpoints.candidates(1.0).by_reports(of).tolist() == [value, value]
+    assert asked == [2, 2]
+    endpoints.set_unreachable(second, True)
+    assert endpoints.candidates(1.0).by_reports(of).tolist() == [0.5]
+    endpoints.replace([endpoint(0)])
+    assert endpoints.candidates(1.0).by_reports(of).tolist() == [0.5]
+    assert asked == [2, 2, 1, 1]
+
+
+def test_what_reports_say_of_some_is_not_what_they_say_of_all() -> None:
+    endpoints = pool(0, 1)
+    first, second = (endpoints.slots.item(number) for number in range(2))
+    endpoints.report(first, Report(kv_usage=0.2), 1.0)
+    endpoints.report(second, Report(kv_usage=0.4), 1.0)
+
+    def of(candidates: Candidates) -> FloatArray:
+        return candidates.kv_usage + 0.0
+
+    everyone = endpoints.candidates(1.0)
+    assert everyone.by_reports(of).tolist() == [0.2, 0.4]
+    assert everyone.keep(np.array([False, True])).by_reports(of).tolist() == [0.4]
+    with pytest.raises(ValueError, match="read-only"):
+        everyone.by_reports(of)[0] = 1.0
