@@ -246,7 +246,7 @@ def test_a_report_exactly_as_old_as_allowed_still_counts() -> None:
 def test_unknown_kv_usage_is_the_mean_of_the_others() -> None:
     endpoints = pool(1, 2, 3)
     assert endpoints.candidates(0.0).kv_usage.tolist() == [0.0, 0.0, 0.0]
-    endpoints.report(first, Report(kv_usage=0.2), 1.0)
+    endpoints.report(0, Report(kv_usage=0.2), 1.0)
     endpoints.report(2, Report(kv_usage=0.6), 1.0)
     assert endpoints.candidates(1.0).kv_usage.tolist() == [0.2, pytest.approx(0.4), 0.6]
     assert np.isnan(endpoints.kv_usage[1])

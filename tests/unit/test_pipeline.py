@@ -101,6 +101,11 @@ def test_clamps_scores_and_counts_nan_as_nothing() -> None:
     assert chosen.totals.tolist() == [2.0, 0.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize(("odd", "total"), [(-0.5, 0.0), (1.5, 2.0), (np.nan, 0.0), (-0.0, 0.0), (1.0, 2.0)])
+def test_one_odd_score_among_sound_ones_is_clamped(odd: float, total: float) -> None:
+    assert pick(Pool(3), scorers=[(Says([0.25, odd, 0.5]), 2)]).totals.tolist() == [0.5, total, 1.0]
+
+
 def test_whole_numbers_and_truths_are_scores_too() -> None:
     chosen = pick(Pool(2), scorers=[(Says([1, 0]), 1), (Says([True, False]), 1), (Says([0.5, 0.5]), 1)])
     assert chosen.totals.tolist() == [2.5, 0.5]
