@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from functools import partial
 from multiprocessing import get_context
 from typing import Protocol
@@ -133,6 +133,8 @@ def run_all(jobs: Sequence[Job], tell: Callable[[int], None], processes: int | N
                 for one in done:
                     one.result()
                 tell(sum(counts[number] for number in range(len(jobs))))
+        except BrokenExecutor as error:
+            raise ReplayError("the process of a run died; if memory was short, --processes 1 takes less") from error
         except BaseException:
             counts[len(jobs)] = 1
             pool.shutdown(cancel_futures=True)

@@ -82,7 +82,9 @@ class Taken(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     def size(self) -> int:
         """Bytes that it keeps in memory, nearly."""
         blocks = len(self.fingerprints) + (_COLUMNS * len(self.seen.slots) if self.seen is not None else 0)
-        return _RECORD_BYTES + _COLUMN_BYTES * blocks
+        # Names are the client's, and as long as it likes.
+        names = len(self.model) + len(self.target_model) + len(self.fairness_id)
+        return _RECORD_BYTES + names + _COLUMN_BYTES * blocks
 
 
 class Ended(msgspec.Struct, frozen=True, eq=False, kw_only=True):
