@@ -29,6 +29,7 @@ class Process:
 
     def __init__(self, kubeconfig: Path) -> None:
         self.told: list[bool] = []
+        self.known: list[set[str]] = []
         self.members: dict[str, list[str]] = {}
         self.faults: list[Exception] = []
         self.cluster = Cluster(
@@ -37,10 +38,14 @@ class Process:
             policies(NETWORKING),
             lambda objects: None,
             lambda name, endpoints: self.members.update({name: [one.destination for one in endpoints]}),
-            on_ready=lambda: self.told.append(self.cluster.ready),
+            on_ready=self._tell,
             faults=lambda _, error: self.faults.append(error),
             rng=random.Random(1),
         )
+
+    def _tell(self) -> None:
+        self.told.append(self.cluster.ready)
+        self.known.append(set(self.members))
 
     def pools(self, **pools: InferencePool | None) -> None:
         described: Mapping[str, InferencePool | None] = pools
@@ -77,6 +82,15 @@ async def test_ready_is_when_objects_and_pods_are_known(process: Process, server
     assert not process.cluster.ready
     assert process.members == {"a": []}
     assert process.told[-2:] == [True, False]
+
+
+async def test_at_first_the_pods_of_every_pool_are_waited_for(process: Process, server: FakeApi) -> None:
+    process.pools(a=None, b=None)
+    await process.cluster.start()
+    await until(lambda: process.told)
+    process.pools(a=a_pool("a"), b=a_pool("b"))
+    await until(lambda: process.cluster.ready)
+    assert process.known[process.told.index(True)] == {"a", "b"}
 
 
 async def test_pods_alone_are_not_enough(process: Process, server: FakeApi) -> None:

@@ -118,6 +118,21 @@ async def test_while_nobody_answers_who_was_let_in_is_and_nobody_else(judged: Ju
     assert await judged("good") is HTTPStatus.SERVICE_UNAVAILABLE
 
 
+async def test_while_the_server_is_known_to_be_silent_it_is_not_waited_for(judged: Judged, server: FakeApi) -> None:
+    assert await judged("good") is HTTPStatus.OK
+    await server.stop()
+    judged.clock.now_s += ADMITTED_S
+    assert await judged("good") is HTTPStatus.OK
+    await server.start()
+    asked = len(server.asked)
+    assert await judged("good") is HTTPStatus.OK
+    assert len(server.asked) == asked
+    # Whoever watches finds out that it is back.
+    judged.reviews._api.reach.answered()
+    assert await judged("good") is HTTPStatus.OK
+    assert len(server.asked) > asked
+
+
 async def test_a_server_that_does_not_let_us_ask_lets_nobody_in(judged: Judged, server: FakeApi) -> None:
     server.refuse = 403
     assert await judged("good") is HTTPStatus.SERVICE_UNAVAILABLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from epp.kubernetes.access import InCluster
+from epp.kubernetes.api import Api, Unanswered
 from epp.kubernetes.crds import crds
+from epp.kubernetes.reflector import Refusal as Forbidden
+from tests.certificates import Authority
 from tests.cluster import Cluster, Refusal
 from tests.kubernetes.conftest import Watching, a_pool, an_objective, until
 
@@ -297,3 +302,28 @@ def test_replicas_are_all_ready_by_default(with_crds: Cluster, namespace: str, w
     replicas = [watch("--pool-name=llama") for _ in range(2)]
     for replica in replicas:
         until(partial(lambda replica: replica.ready, replica))
+
+
+async def test_a_pods_own_account_lets_in(with_crds: Cluster, namespace: str, tmp_path: Path) -> None:
+    with_crds.apply(*may_watch(namespace, "picker"))
+    (tmp_path / "token").write_text(with_crds.account_token(namespace, "picker"))
+    (tmp_path / "ca.crt").write_bytes(with_crds.authority.path.read_bytes())
+    api = Api(InCluster("127.0.0.1", with_crds.port, tmp_path), asyncio.get_running_loop().time)
+    connection = api.connection()
+    pods = await connection.ask(f"/api/v1/namespaces/{namespace}/pods")
+    assert json.loads(pods)["kind"] == "PodList"
+    with pytest.raises(Forbidden, match="cannot list resource .secrets."):
+        await connection.ask(f"/api/v1/namespaces/{namespace}/secrets")
+    connection.close()
+
+
+async def test_an_authority_that_is_not_the_clusters_is_not_believed(
+    with_crds: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("secret")
+    Authority(tmp_path / "ca.crt")
+    api = Api(InCluster("127.0.0.1", with_crds.port, tmp_path), asyncio.get_running_loop().time)
+    connection = api.connection()
+    with pytest.raises(Unanswered, match="certificate verify failed"):
+        await connection.ask("/version")
+    connection.close()
