@@ -20,7 +20,7 @@ class FakeApi:
     """Collections by path. A collection is there once it was `install`ed or something was `put` into it.
 
     `half` cuts the connection in the middle of the next event. `refuse` is the status for every question, where not 0; `tokens` are those that are taken, all where empty; `silent` lets
-    questions wait; `documents` are answered as they are, by path; `garbage` is the body of every answer, where not empty. `post` answers what is created. `asked` holds
+    questions wait; `documents` are answered as they are, by path; `garbage` is the body of every answer, where not empty. `post` answers what is written; `code` in it is the status. `asked` holds
     each question as method, path and parameters; `tokens_seen` the token of each.
     """
 
@@ -139,7 +139,8 @@ class FakeApi:
         elif self.refuse:
             _send(writer, self.refuse, _status(self.refuse))
         elif method != "GET":
-            _send(writer, 201, json.dumps(self.post(url.path, json.loads(body))).encode())
+            made = self.post(url.path, json.loads(body))
+            _send(writer, int(made.get("code", 201)), json.dumps(made).encode())
         elif url.path in self.documents:
             _send(writer, 200, json.dumps(self.documents[url.path]).encode())
         elif url.path not in self.collections:

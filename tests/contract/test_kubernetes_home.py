@@ -159,8 +159,11 @@ class Leases:
         self.version = 0
 
     def write(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        self.version += 1
         name = body["metadata"]["name"]
+        now = self.server.documents.get(f"{LEASES}/{name}")
+        if now is not None and body["metadata"].get("resourceVersion") != now["metadata"]["resourceVersion"]:
+            return {"code": 409, "message": "the Lease has been modified"}
+        self.version += 1
         lease = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}}
         self.server.documents[f"{LEASES}/{name}"] = lease
         return lease
