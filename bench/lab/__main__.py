@@ -1,9 +1,10 @@
 """The lab's command line.
 
-    python -m bench.lab [quick|full] [--seeds N] [--processes N] [--only TEXT] [--out DIRECTORY]
+    python -m bench.lab [quick|full] [--seeds N] [--processes N] [--only TEXT] [--contender NAME ...] [--out DIRECTORY]
 
 Measures the knees that are not known yet, runs every contender in every cell, and writes lab.html, lab.json and pictures.
-`--only` leaves the cells in whose name the text occurs. `python -m bench.lab report` writes pictures and page anew from lab.json.
+`--only` leaves the cells in whose name the text occurs; with it or --contender, which runs only the named ones, what lab.json has of the
+rest is kept: whoever tries a policy runs that alone. `python -m bench.lab report` writes pictures and page anew from lab.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench.lab import knee, running
 from bench.lab.cells import SETS, Cell
 from bench.lab.contenders import CONTENDERS
 from bench.lab.outcome import by_cell, standings
-from bench.lab.report import Findings, read, write
+from bench.lab.report import Findings, joined, read, write
 from bench.lab.validation import lines
 from bench.lab.verdict import verdicts
 from bench.processes import ROOT
@@ -37,6 +38,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, help="runs of each cell and policy; 2 for quick, 3 for full")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--only", default="", help="only cells whose name has this text")
+    parser.add_argument(
+        "--contender", action="append", choices=tuple(CONTENDERS), metavar="NAME", help="run only these"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     console = Console()
@@ -46,14 +50,20 @@ def main(arguments: list[str]) -> int:
         cells = [cell for cell in SETS[given.cells]() if given.only in str(cell)]
         if not cells:
             parser.error(f"no cell of {given.cells} has {given.only!r} in its name")
-        findings = _find_out(given.cells, cells, given.seeds or SEEDS[given.cells], given.processes, console)
+        chosen = given.contender or list(CONTENDERS)
+        findings = _find_out(given.cells, cells, chosen, given.seeds or SEEDS[given.cells], given.processes, console)
+        before = given.out / "lab.json"
+        if (given.only or given.contender) and before.exists():
+            findings = joined(read(before), findings)
     written = write(findings, given.out)
     _tell(findings, console)
     console.print("written: " + ", ".join(os.path.relpath(path) for path in written))
     return 0
 
 
-def _find_out(name: str, cells: list[Cell], seeds: int, processes: int, console: Console) -> Findings:
+def _find_out(
+    name: str, cells: list[Cell], contenders: list[str], seeds: int, processes: int, console: Console
+) -> Findings:
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -67,7 +77,7 @@ def _find_out(name: str, cells: list[Cell], seeds: int, processes: int, console:
             measuring = progress.add_task("measuring knees", total=missing)
             for _ in running.measure_knees(cells, processes):
                 progress.advance(measuring)
-        todo = running.jobs(cells, range(1, seeds + 1), CONTENDERS)
+        todo = running.jobs(cells, range(1, seeds + 1), contenders)
         simulating = progress.add_task("simulating", total=len(todo))
         results = []
         for result in running.in_parallel(todo, processes):

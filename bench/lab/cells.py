@@ -151,7 +151,7 @@ def quick() -> list[Cell]:
     plain = [Cell(trace=trace, servers=8, load=load) for trace in (*_SHARING, "root") for load in (0.8, 1.3)]
     varied = [
         Cell(trace="toolagent", servers=8, load=1.0, variation=variation)
-        for variation in ("lean", "metrics 5 s old", "half speed", "two pickers")
+        for variation in (PLAIN, "lean", "metrics 5 s old", "half speed", "two pickers")
     ]
     return [*plain, *varied]
 

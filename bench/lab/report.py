@@ -13,6 +13,7 @@ from bench.lab import plots
 from bench.lab.cells import VARIATIONS, WORKLOADS, Cell
 from bench.lab.contenders import DEFAULT
 from bench.lab.outcome import Standing, by_cell
+from bench.lab.running import knee_key
 from bench.lab.validation import WITHIN, Line
 from bench.lab.verdict import Verdict, verdicts
 
@@ -59,6 +60,23 @@ def write(findings: Findings, directory: Path) -> list[Path]:
     page = directory / "lab.html"
     page.write_text("".join(_page(findings, table, drawn)), encoding="utf-8")
     return [*written, *drawn, page]
+
+
+def joined(earlier: Findings, later: Findings) -> Findings:
+    """`later`, and what only `earlier` has of the cells and contenders, as far as the two can stand beside each other: as many seeds, and
+    the same knee."""
+    if earlier.seeds != later.seeds:
+        return later
+    known = {(one.cell, one.contender) for one in later.standings}
+    moved = {key for key, speed in later.knees.items() if earlier.knees.get(key, speed) != speed}
+    kept = [
+        one for one in earlier.standings if (one.cell, one.contender) not in known and knee_key(one.cell) not in moved
+    ]
+    return msgspec.structs.replace(
+        later,
+        standings=sorted([*kept, *later.standings], key=lambda one: (one.cell, one.contender)),
+        knees={**earlier.knees, **later.knees},
+    )
 
 
 def read(path: Path) -> Findings:

@@ -15,8 +15,8 @@ from bench.lab.contenders import CONTENDERS, DEFAULT
 from bench.lab.knee import bisect
 from bench.lab.outcome import Estimate, Standing, by_cell, estimate, numbers, standings
 from bench.lab.record import Outcome, Record
-from bench.lab.report import Findings, read, write
-from bench.lab.running import Job, Result, run
+from bench.lab.report import Findings, joined, read, write
+from bench.lab.running import Job, Result, knee_key, run
 from bench.lab.scene import server
 from bench.lab.summary import Slo, summarise, usual_slo
 from bench.lab.traces import names, taken, trace
@@ -182,6 +182,22 @@ class TestVerdicts:
 
 
 class TestReport:
+    def test_what_was_run_again_replaces_what_was_there_and_the_rest_is_kept(self) -> None:
+        cells = [Cell(trace="groups", servers=8, load=load) for load in (0.5, 1.0)]
+        cells.append(Cell(trace="root", servers=8, load=1.0))
+        knees = {knee_key(cell): 2.0 for cell in cells}
+        everyone = [standing(cell, name) for cell in cells for name in (DEFAULT, BLEND)]
+        before = Findings(cells="quick", seeds=2, standings=everyone, knees=knees, validation=[])
+        again = [standing(cell, DEFAULT, ttft_p90=0.5) for cell in cells[:2]]
+        after = msgspec.structs.replace(before, standings=again)
+        found = {(one.cell, one.contender): one.mean("ttft_p90") for one in joined(before, after).standings}
+        assert len(found) == 6
+        assert [found[cell, DEFAULT] for cell in cells] == [0.5, 0.5, 1.0]
+        moved = msgspec.structs.replace(after, knees={knee_key(cells[0]): 3.0})
+        kept = {one.cell for one in joined(before, moved).standings if one.contender == BLEND}
+        assert kept == {cells[2]}
+        assert joined(before, msgspec.structs.replace(after, seeds=3)).standings == again
+
     def test_what_is_written_can_be_read_and_stands_alone(self, tmp_path: Path) -> None:
         cells = [Cell(trace="groups", servers=8, load=load) for load in (0.5, 1.0)]
         cells.append(Cell(trace="groups", servers=8, load=1.0, variation="lean"))
