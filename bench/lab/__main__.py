@@ -22,11 +22,15 @@ from bench.lab.cells import SETS, Cell
 from bench.lab.contenders import CONTENDERS
 from bench.lab.outcome import by_cell, standings
 from bench.lab.report import Findings, joined, read, write
+from bench.lab.running import Result
 from bench.lab.validation import lines
 from bench.lab.verdict import verdicts
 from bench.processes import ROOT
 
 RESULTS = ROOT / "bench" / "results"
+_TOLD = 20
+"""Lines of progress where the output is no terminal."""
+
 SEEDS = {"quick": 2, "full": 3}
 
 
@@ -44,6 +48,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     console = Console()
+    failed = 0
     if given.cells == "report":
         findings = read(given.out / "lab.json")
     else:
@@ -51,19 +56,21 @@ def main(arguments: list[str]) -> int:
         if not cells:
             parser.error(f"no cell of {given.cells} has {given.only!r} in its name")
         chosen = given.contender or list(CONTENDERS)
-        findings = _find_out(given.cells, cells, chosen, given.seeds or SEEDS[given.cells], given.processes, console)
+        seeds = given.seeds or SEEDS[given.cells]
+        findings, failed = _find_out(given.cells, cells, chosen, seeds, given.processes, console)
         before = given.out / "lab.json"
         if (given.only or given.contender) and before.exists():
             findings = joined(read(before), findings)
     written = write(findings, given.out)
     _tell(findings, console)
     console.print("written: " + ", ".join(os.path.relpath(path) for path in written))
-    return 0
+    return 1 if failed else 0
 
 
 def _find_out(
     name: str, cells: list[Cell], contenders: list[str], seeds: int, processes: int, console: Console
-) -> Findings:
+) -> tuple[Findings, int]:
+    """What was found, and how many runs failed."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -79,18 +86,24 @@ def _find_out(
                 progress.advance(measuring)
         todo = running.jobs(cells, range(1, seeds + 1), contenders)
         simulating = progress.add_task("simulating", total=len(todo))
-        results = []
-        for result in running.in_parallel(todo, processes):
-            results.append(result)
+        results: list[Result] = []
+        for number, result in enumerate(running.in_parallel(todo, processes), 1):
+            if isinstance(result, RuntimeError):
+                progress.console.print(f"failed: {result}", style="red", highlight=False)
+            else:
+                results.append(result)
             progress.advance(simulating)
+            if not console.is_terminal and number * _TOLD // len(todo) > (number - 1) * _TOLD // len(todo):
+                console.print(f"{number} of {len(todo)} runs")
     known, keys = knee.known(), {running.knee_key(cell) for cell in cells}
-    return Findings(
+    findings = Findings(
         cells=name,
         seeds=seeds,
         standings=standings(results),
         knees={key: known[key] for key in sorted(keys)},
         validation=lines(),
     )
+    return findings, len(todo) - len(results)
 
 
 def _tell(findings: Findings, console: Console) -> None:

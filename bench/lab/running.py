@@ -61,13 +61,17 @@ def run(job: Job) -> Result:
     return Result(job, summary, time.process_time() - began_s)
 
 
-def in_parallel(jobs: Sequence[Job], processes: int | None = None) -> Iterator[Result]:
-    """Results as they come. Raises what `run` raises, for the first run that fails."""
+def in_parallel(jobs: Sequence[Job], processes: int | None = None) -> Iterator[Result | RuntimeError]:
+    """Results as they come; of a run that failed, what `run` raised: hours of others are not lost for it."""
     with _pool(processes) as pool:
         futures = [pool.submit(run, job) for job in jobs]
         try:
             for future in as_completed(futures):
-                yield future.result()
+                error = future.exception()
+                if isinstance(error, RuntimeError):
+                    yield error
+                else:
+                    yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
