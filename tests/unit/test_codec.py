@@ -306,6 +306,23 @@ class TestEncode:
         assert rewritten.header_mutation == common.header_mutation
         assert rewritten.clear_route_cache
 
+    @pytest.mark.parametrize("added", [(), (("x-request-id", "1"),)])
+    @pytest.mark.parametrize("removed", [(), ("b",)])
+    def test_what_comes_with_the_destination_is_there_alone_or_together(
+        self, added: tuple[tuple[str, str], ...], removed: tuple[str, ...]
+    ) -> None:
+        steer = Steer("10.0.0.1:8000", added, removed)
+        for part in (
+            read(RequestHeadersReply(steer)).request_headers,
+            read(RequestBodyReply(steer)).request_body,
+            read(RequestBodyReply(steer, b"x")).request_body,
+        ):
+            set_headers, gone = changes(part.response.header_mutation)
+            assert set_headers.pop("x-gateway-destination-endpoint") == b"10.0.0.1:8000"
+            assert set_headers == {name: value.encode() for name, value in added}
+            assert gone == list(removed)
+            assert part.response.clear_route_cache
+
     @given(st.lists(st.ip_addresses().map(str), min_size=1, max_size=9))
     def test_header_and_metadata_are_equal_always(self, endpoints: list[str]) -> None:
         destination = ",".join(endpoints)
