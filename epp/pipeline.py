@@ -268,7 +268,7 @@ class Pipeline:
             np.fmin(shares, _ONE, out=shares)
             np.multiply(shares, profile.weight_column, out=shares)
         # Row by row, not as a matrix product: BLAS may round equal columns differently, and ties would no longer be ties.
-        totals: FloatArray = np.add.reduce(shares, axis=0)
+        totals: FloatArray = shares[0] if len(shares) == 1 else np.add.reduce(shares, axis=0)
         chosen = self._take(profile, request, candidates, totals)
         slots = candidates.slots
         if len(chosen) == 1:
