@@ -134,3 +134,5 @@ def test_every_gateway_has_its_values_and_no_others(made: Callable[[str], Made])
         config = one(made(f"gateway-{name}"), "ConfigMap")["data"]
         used = config["ranked.yaml" if name == "envoy-gateway" else "default-plugins.yaml"]
         assert ("maxNumOfEndpoints" in used) == (name == "envoy-gateway")
+    ranked = yaml.safe_load((ROOT / "config" / "ranked.yaml").read_text())
+    assert yaml.safe_load(one(made("gateway-envoy-gateway"), "ConfigMap")["data"]["ranked.yaml"]) == ranked
