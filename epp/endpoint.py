@@ -434,6 +434,8 @@ class Candidates:
         """Those where `mask` (n booleans) is true."""
         return Candidates(self._endpoints, self.slots[mask], self.now_s, self._hit_blocks)
 
+    # The columns of the default policy are gathered without a further call: that would cost more than gathering does.
+
     def _gather(self, name: str) -> FloatArray:
         column = self._cache.get(name)
         if column is None:
@@ -445,17 +447,26 @@ class Candidates:
     @property
     def in_flight(self) -> FloatArray:
         """Requests that we sent there and that have not ended."""
-        return self._gather("in_flight")
+        column = self._cache.get("in_flight")
+        if column is None:
+            column = self._cache["in_flight"] = self._endpoints.in_flight[self.slots]
+        return column
 
     @property
     def in_flight_prompts(self) -> FloatArray:
         """Of those in flight, the requests whose prompt is not known to be prefilled yet."""
-        return self._gather("in_flight_prompts")
+        column = self._cache.get("in_flight_prompts")
+        if column is None:
+            column = self._cache["in_flight_prompts"] = self._endpoints.in_flight_prompts[self.slots]
+        return column
 
     @property
     def in_flight_tokens(self) -> FloatArray:
         """Uncached prompt tokens that we sent there and that are not known to be prefilled yet."""
-        return self._gather("in_flight_tokens")
+        column = self._cache.get("in_flight_tokens")
+        if column is None:
+            column = self._cache["in_flight_tokens"] = self._endpoints.in_flight_tokens[self.slots]
+        return column
 
     @property
     def prefill_rate(self) -> FloatArray:
@@ -512,7 +523,7 @@ class Candidates:
         """Share of KV memory in use, [0, 1]. The last value known; the others' mean where none is (0 if none at all)."""
         column = self._cache.get("kv_usage_now")
         if column is None:
-            column = self._gather("kv_usage")
+            column = self._endpoints.kv_usage[self.slots]
             if not self._endpoints.complete():
                 unknown = np.isnan(column)
                 known = column[~unknown]

@@ -103,7 +103,7 @@ class CallReader:
     """Reads the header blocks of one connection, in the order they came, each of them once.
 
     `table_bytes` is the announced size of the client's dynamic table, in force from `acknowledged` on. While that table is
-    empty a block's meaning depends on its bytes alone, and the last `remembered_blocks` distinct calls are looked up.
+    empty (`stateless`) a block's meaning depends on its bytes alone, and the last `remembered_blocks` distinct calls are looked up.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class CallReader:
         self._remembered_block_bytes = remembered_block_bytes
         self._stateful_decoder = Decoder(max_header_list_size=max_list_bytes)
         self._stateless_decoder = StatelessDecoder(max_list_bytes)
-        self._stateless = False
+        self.stateless = False
         self.remembered: dict[bytes, Call] = {}
 
     def acknowledged(self) -> None:
@@ -124,22 +124,22 @@ class CallReader:
         decoder = self._stateful_decoder
         decoder.max_allowed_table_size = self._table_bytes
         decoder.header_table_size = min(decoder.header_table_size, self._table_bytes)
-        self._stateless = decoder.header_table_size == 0
+        self.stateless = decoder.header_table_size == 0
 
     def call(self, block: bytes) -> Call:
         """Raises Malformed, or HpackError."""
-        call = self.remembered.get(block) if self._stateless else None
+        call = self.remembered.get(block) if self.stateless else None
         if call is None:
-            was_stateless = self._stateless
+            was_stateless = self.stateless
             call = read_call(self.fields(block))
             # A block that was read while the client's table had room may depend on that table, or have changed it.
-            if was_stateless and self._stateless:
+            if was_stateless and self.stateless:
                 self._remember(block, call)
         return call
 
     def fields(self, block: bytes) -> Iterable[Field]:
         """Raises HpackError, TooLarge among them."""
-        if self._stateless and not self._table_bytes:
+        if self.stateless and not self._table_bytes:
             return self._stateless_decoder.decode(block)
         try:
             fields = self._stateful_decoder.decode(block, raw=True)
@@ -148,7 +148,7 @@ class CallReader:
         except HPACKError:
             # Not the library's words: they go to the peer, and may hold addresses of our memory.
             raise HpackError("header block cannot be decoded") from None
-        self._stateless = self._stateful_decoder.header_table_size == 0
+        self.stateless = self._stateful_decoder.header_table_size == 0
         return fields
 
     def _remember(self, block: bytes, call: Call) -> None:

@@ -602,7 +602,10 @@ class Connection:
             self._block_out_of_place(stream_id, block)
             return
         self._last_id = stream_id
-        call = self._read_call(stream_id, block)
+        blocks = self._blocks
+        call = blocks.remembered.get(block) if blocks.stateless else None
+        if call is None:
+            call = self._read_call(stream_id, block)
         if stream_id > self._refused_from:
             raise StreamFault(stream_id, Code.REFUSED_STREAM)
         if len(self._streams) >= self._limits.max_concurrent_streams:

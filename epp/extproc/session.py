@@ -170,7 +170,7 @@ class _Call(Generic[Handle]):
             elif type(effect) is EndOfStream:
                 self._ended = True
                 self._stream.close()
-            elif type(effect) is ResponseHeadersReply:
+            elif type(effect) is ResponseHeadersReply and (self._added or self._waiting is not None):
                 self._pass_headers(effect)
             else:
                 self._stream.send(encode(effect))

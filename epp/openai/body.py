@@ -159,7 +159,7 @@ def parse(headers: Mapping[str, str], body: bytes, *, truncated: bool = False) -
         if truncated or kind not in NAMES_MODEL:
             return Parsed(kind)
         raise _bad_request(_not_json(body, error)) from None
-    if kind in NAMES_MODEL and not truncated:
+    if not (parsed.model and parsed.prompts) and kind in NAMES_MODEL and not truncated:
         _check(parsed, body)
     return parsed
 
