@@ -18,7 +18,7 @@ server has waiting are held again. A server with nothing running or waiting has 
 S ← S·τ/(τ+x) + n and X ← X·τ/(τ+x) + x for a stretch of n tokens in x seconds; rate = S/X within [100, 10^6] tokens/s. Before the
 first stretch S/X is `START_RATE` with the weight of `PRIOR_S` seconds. Stretches are: from taking to first token of an entry that
 came to an empty line; from one first token to that of an entry that was in line by then; from one report to the next where
-requests waited at both, or where more was done than the rate allows.
+requests waited at both, or where more was done than the rate allows: then from when the first of it came, if that was earlier.
 """
 
 from __future__ import annotations
@@ -433,13 +433,15 @@ class Ledger:
         restarted = report.prompt_tokens_total < account.prompt_total
         was_waiting, is_waiting = account.was_waiting, bool(report.waiting)
         account.prompt_total = report.prompt_tokens_total
-        account.done_total = done_total
+        # Servers count a hit when a prompt is begun and the prompt when it is done: in between the difference falls.
+        account.done_total = done_total if restarted else max(account.done_total, done_total)
         account.reported_s = now_s
         account.was_waiting = is_waiting
         if not (first or restarted):
+            began_s = now_s - elapsed_s if was_waiting and is_waiting else self._began_s(account, now_s - elapsed_s)
             self._correct(account, account.reported_at + done, int(report.waiting or 0), now_s)
-            if (was_waiting and is_waiting) or done > account.rate * elapsed_s:
-                self._sample(account, done, elapsed_s)
+            if (was_waiting and is_waiting) or done > account.rate * (now_s - began_s):
+                self._sample(account, done, now_s - began_s)
         account.guessed.clear()
         account.reported_at = account.position(now_s)
         return restarted
@@ -460,6 +462,17 @@ class Ledger:
                 waiting -= 1
         if account.hidden and account.hidden[0].end <= account.position(now_s):
             account.place(measured, now_s)
+
+    def _began_s(self, account: _Account, reported_s: float) -> float:
+        """The earliest time at which the server may have begun with what it has counted since `reported_s`.
+
+        A long prompt is counted whole when it is done, most of which may have been before the last report.
+        """
+        for entries in (account.guessed, account.hidden):
+            for entry in entries:
+                if entry.end > account.reported_at:
+                    return min(reported_s, entry.taken_s)
+        return reported_s
 
     def _beyond_doubt(self, account: _Account) -> float:
         """A position that the line has passed for sure."""

@@ -524,3 +524,24 @@ def test_only_the_next_report_takes_back_a_guess() -> None:
     ledger.reported(0, ledger.report_sent(0, 2.0), page(0), 2.0)
     ledger.reported(0, ledger.report_sent(0, 2.1), page(0, waiting=1.0), 2.1)
     assert tokens(endpoints, 0) == 0
+
+
+def test_a_long_prompt_counted_whole_is_no_burst_of_speed() -> None:
+    """Ten seconds' work that comes into the counters within one."""
+    _, ledger = pool()
+    ledger.reported(0, ledger.report_sent(0, 0.0), page(0), 0.0)
+    ledger.take(0, 100_000, 0.0, sees_body=False)
+    for at_s in range(1, 10):
+        ledger.reported(0, ledger.report_sent(0, at_s), page(0), float(at_s))
+    ledger.reported(0, ledger.report_sent(0, 10.0), page(100_000), 10.0)
+    assert ledger.prefill_rate(0) == START_RATE
+
+
+def test_hits_that_are_counted_before_their_prompt_are_not_work() -> None:
+    endpoints, ledger = pool()
+    ledger.reported(0, ledger.report_sent(0, 0.0), page(100_000), 0.0)
+    ledger.take(0, 1000, 0.0, sees_body=False)
+    ledger.reported(0, ledger.report_sent(0, 1.0), page(100_000, cached=90_000), 1.0)
+    ledger.reported(0, ledger.report_sent(0, 2.0), page(191_000, cached=90_000), 2.0)
+    assert ledger.prefill_rate(0) == START_RATE
+    assert tokens(endpoints, 0) == 0
