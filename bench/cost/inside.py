@@ -1,9 +1,9 @@
 """The picker's request path without sockets and without Envoy: the same bytes every time, and a fake transport.
 
-    python -m bench.cost.inside [--endpoints N] [--prompt-bytes N] [--lean] [--events N] [--profile]
+    python -m bench.cost.inside [--endpoints N] [--prompt-bytes N] [--lean] [--events N] [--profile] [--parts]
 
-Prints microseconds per request, the least of several rounds; with `--profile` also where they go, by cProfile. The tests count
-work with it: calls, bytes, writes.
+Prints microseconds per request, the least of several rounds; with `--profile` also where they go, by cProfile, and with `--parts` by a
+clock around the doors of each part, which sees calls into C as well. The tests count work with it: calls, bytes, writes.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ import asyncio
 import cProfile
 import pstats
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from bench.cost import wire
+from epp import dispatcher
 from epp.configuration import build, load_default
 from epp.dispatcher import Dispatcher, Policy, Queue
 from epp.drops import Drop
 from epp.endpoint import NO_ADAPTERS, Endpoint, Endpoints, Report
+from epp.extproc import session
 from epp.extproc.codec import Undecodable
 from epp.extproc.events import BodyMode, Modes
+from epp.extproc.exchange import Exchange
+from epp.extproc.http2 import Connection
 from epp.extproc.server import Http2Server, _Link
 from epp.extproc.session import open_session
 from epp.flow.control import FlowControl
@@ -34,7 +39,7 @@ from epp.observe.flow import FlowRecord
 from epp.observe.logs import DecisionLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
-from epp.pipeline import PluginFaults
+from epp.pipeline import Pipeline, PluginFaults
 from epp.prefix.index import PrefixIndex
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -111,7 +116,7 @@ class Inside:
         self.metrics = Metrics()
         self.endpoints = endpoints(endpoint_count, clock())
         self.index = PrefixIndex()
-        dispatcher = Dispatcher(
+        picks = Dispatcher(
             endpoints=self.endpoints,
             pipeline=build(load_default(), rng, PluginFaults(lambda line: None, lambda name, kind: None)),
             ledger=Ledger(self.endpoints),
@@ -126,7 +131,7 @@ class Inside:
             queue=self._queue() if flow_control else None,
         )
         modes = Modes(BodyMode.FULL_DUPLEX_STREAMED, BodyMode.FULL_DUPLEX_STREAMED)
-        self.server = Http2Server({PROCESS: open_session(dispatcher, clock, modes, Refusing())})
+        self.server = Http2Server({PROCESS: open_session(picks, clock, modes, Refusing())})
         self.wire = Wire()
         self.lean = lean
         self._link = _Link(self.server, asyncio.get_running_loop())
@@ -183,12 +188,71 @@ def measure(inside: Inside, bodies: list[bytes], events: int, rounds: int) -> fl
     return best / len(bodies) * 1e6
 
 
+def _doors() -> dict[str, tuple[tuple[object, str], ...]]:
+    """Where each part of the program is entered; no part enters another."""
+    return {
+        "HTTP/2 and gRPC framing": ((Connection, "receive"), (Connection, "send"), (_Link, "_flush")),
+        "protobuf": ((session, "decode_usual"), (session, "encode")),
+        "exchange": ((Exchange, "receive"),),
+        "reading the body, fingerprints": ((dispatcher, "parse"), (dispatcher, "fingerprints")),
+        "scoring and picking": ((Pipeline, "pick"),),
+        "prefix index": ((PrefixIndex, "match"), (PrefixIndex, "record")),
+        "ledger": ((Ledger, "take"), (Ledger, "release"), (Ledger, "advance"), (Ledger, "first_token")),
+        "usage": ((dispatcher, "usage"),),
+        "metrics": tuple(
+            (Metrics, name) for name in ("decided", "picked", "prefix_match", "staged", "first_token", "finished")
+        ),
+    }
+
+
+def parts(inside: Inside, bodies: list[bytes], events: int) -> dict[str, float]:
+    """Microseconds per request in each part, and in all. Of each door's calls the slowest twentieth does not count."""
+    doors = {"all": ((_Link, "data_received"),), **_doors()}
+    taken: dict[str, dict[str, list[float]]] = {part: {} for part in doors}
+    originals = [(owner, name, getattr(owner, name)) for of_part in doors.values() for owner, name in of_part]
+    for part, of_part in doors.items():
+        for owner, name in of_part:
+            setattr(owner, name, _timed(getattr(owner, name), taken[part].setdefault(name, [])))
+    try:
+        for _ in range(5):
+            batch = [inside.reads(body, events) for body in bodies]
+            for reads in batch:
+                inside.feed(reads)
+            inside.returned()
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+    requests = 5 * len(bodies)
+    return {
+        part: sum(statistics.mean(sorted(one)[: int(len(one) * 0.95)]) * len(one) for one in of_part.values() if one)
+        / requests
+        * 1e6
+        for part, of_part in taken.items()
+    }
+
+
+def _timed(function: Callable[..., Any], taken: list[float]) -> Callable[..., Any]:
+    def timed(*args: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        result = function(*args, **named)
+        taken.append(time.perf_counter() - began)
+        return result
+
+    return timed
+
+
 async def _main(args: argparse.Namespace) -> None:
     inside = Inside(endpoint_count=args.endpoints, lean=args.lean)
     count = 400 if args.prompt_bytes < 50_000 else 40
     bodies = [wire.chat(args.prompt_bytes, number, stream=args.events > 0) for number in range(count)]
     measure(inside, bodies, args.events, 2)
     print(f"{measure(inside, bodies, args.events, args.rounds):.1f} µs per request")
+    if args.parts:
+        found = parts(inside, bodies, args.events)
+        everything = found.pop("all")
+        for part, us in sorted(found.items(), key=lambda one: -one[1]):
+            print(f"{part:<32} {us:6.1f} µs")
+        print(f"{'session, dispatcher, the rest':<32} {everything - sum(found.values()):6.1f} µs")
     if args.profile:
         batch = [inside.reads(body, args.events) for body in bodies]
         profile = cProfile.Profile()
@@ -210,6 +274,7 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--parts", action="store_true")
     asyncio.run(_main(parser.parse_args()))
     return 0
 
