@@ -56,7 +56,8 @@ def tuned(wish: Tuning, setting: Setting, processes: int | None) -> bool:
     known = knobs(wish.base.text)
     if not known:
         raise ReplayError(
-            f"{wish.config} spells out no weight and no number among the parameters of its plugins: nothing to search"
+            f"{wish.config} spells out no weight and no number among the parameters of its plugins: nothing to search. Write into "
+            "it those that may change, as epp plugins TYPE lists them"
         )
     screen = display.console()
     about = [display.about_source(setting.source), *_about(setting, known)]
