@@ -7,6 +7,7 @@ detectors. Comments, order and everything else stay as the operator wrote them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -34,8 +35,8 @@ class Knob(msgspec.Struct, frozen=True):
     logarithmic: bool
 
     def text(self, value: float) -> str:
-        """To three digits."""
-        return str(round(value)) if self.whole else f"{float(f'{value:.3g}'):g}"
+        """To three digits, and without an exponent: YAML takes 1e-05 for a word."""
+        return str(round(value)) if self.whole else f"{Decimal(f'{value:.3g}'):f}"
 
 
 def knobs(text: str) -> list[Knob]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.replay import commands, tuning
@@ -81,6 +81,7 @@ class TestKnobs:
         load(other, "test")
 
     @given(st.lists(st.floats(0, 1), min_size=5, max_size=5))
+    @example([1e-5] * 5)
     def test_what_is_written_is_read_back(self, parts: list[float]) -> None:
         known = knobs(TEXT)
         values = {knob.name: knob.low + part * (knob.high - knob.low) for knob, part in zip(known, parts, strict=True)}
