@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -174,6 +175,32 @@ class TestRoutes:
         assert store.replace(Source.DIRECTORY, read(text).objects).notices == ()
         assert store.standings[0].reason.startswith("it sends nothing to a pool that is served here")
         assert pool_of(store.routing) is None
+
+
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "routes"
+
+
+@pytest.mark.parametrize(
+    ("example", "led"),
+    [
+        ("models", {"chatbot": {"gemma"}, "recommender": {"deepseek"}, "other": {None}}),
+        ("split", {"chatbot": {"gemma", "gemma-next"}, "recommender": {"deepseek"}}),
+        ("mirror", {"chatbot": {"gemma"}}),
+        ("adapters", {"english-bot": {"llm-base"}, "spanish-bot": {"llm-base"}, "llm-base": {"llm-base"}, "x": {None}}),
+    ],
+)
+def test_the_examples_lead_where_they_say(example: str, led: dict[str, set[str | None]]) -> None:
+    text = "---\n".join(path.read_text() for path in (EXAMPLES / example).glob("*.yaml"))
+    manifest = read_manifest(text.encode(), example, "default")
+    assert manifest.refusals == ()
+    store = Store(Selection(picker="epp"), "default")
+    assert store.replace(Source.DIRECTORY, manifest.objects).notices == ()
+    for model, pools in led.items():
+        assert {pool_of(store.routing, model, seed) for seed in range(100)} == pools
+
+
+def test_every_example_is_one_of_these() -> None:
+    assert {path.parent.name for path in EXAMPLES.glob("*/*.yaml")} == {"models", "split", "mirror", "adapters"}
 
 
 class TestBaseModels:
