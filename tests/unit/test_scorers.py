@@ -158,8 +158,19 @@ def test_least_delay_on_idle_endpoints_is_what_is_uncached() -> None:
 
 def test_least_delay_is_wait_and_own_tokens_and_those_held_up() -> None:
     pool = Pool(2).reported(kv=[0.5, 0.0]).known(in_flight=[8, 3], prompts=[2, 1], tokens=[1000, 800], hits=[5, 0])
-    # 1000 + 8 + 321·(1 + 2 + 8·0.5) = 3255 and 800 + 3 + 641·(1 + 1) = 2085.
-    assert costs(pool) == [round(3255 / 2085, 6), 1]
+    # 1000 + 321·(1 + 2) + 8·(1 + 0.5⁸·321) and 800 + 641·(1 + 1) + 3·1.
+    assert costs(pool) == [1, round(2085 / (1971 + 8 * 321 / 256), 6)]
+
+
+def test_least_delay_counts_avoidable_tokens_by_the_memory_in_use() -> None:
+    pool = Pool(2).reported(kv=[0.5, 0.5]).known(in_flight=[8, 8], hits=[10, 0])
+    # 1 + 8·(1 + 0.5⁸·1) and 641 + 8·(1 + 0.5·640 + 0.5⁸·641).
+    assert costs(pool) == [1, round((649 + 8 * (320 + 641 / 256)) / (9 + 8 / 256), 6)]
+
+
+def test_least_delay_shuns_full_memory_with_a_prompt_that_nobody_has() -> None:
+    pool = Pool(2).reported(kv=[1.0, 0.5]).known(in_flight=[4, 4], tokens=[0, 1000])
+    assert costs(pool)[0] > costs(pool)[1] == 1
 
 
 def test_least_delay_stays_with_the_prefix_the_longer_the_lines() -> None:
