@@ -28,6 +28,7 @@ class Knob(msgspec.Struct, frozen=True):
     name: str
     start: int
     end: int
+    written: str
     value: float
     low: float
     high: float
@@ -35,7 +36,9 @@ class Knob(msgspec.Struct, frozen=True):
     logarithmic: bool
 
     def text(self, value: float) -> str:
-        """To three digits, and without an exponent: YAML takes 1e-05 for a word."""
+        """As it stands where it is the same, else to three digits and without an exponent: YAML takes 1e-05 for a word."""
+        if value == self.value:
+            return self.written
         return str(round(value)) if self.whole else f"{Decimal(f'{value:.3g}'):f}"
 
 
@@ -66,7 +69,7 @@ def _weights(root: Any) -> Iterator[Knob]:
         where = f" in {_get(profile, 'name').value}" if len(profiles) > 1 else ""
         name = f"weight of {_get(entry, 'pluginRef').value}{where}"
         # Only their ratios count, so that twice the largest is as good as any bound.
-        yield Knob(name, *_place(node), value, 0.0, 2.0 * max(*weights, 1.0), False, False)
+        yield Knob(name, *_place(node), node.value, value, 0.0, 2.0 * max(*weights, 1.0), False, False)
 
 
 def _parameters(root: Any) -> Iterator[Knob]:
@@ -90,11 +93,11 @@ def _parameter(name: str, node: Any, accepts: str) -> Iterator[Knob]:
     if value is None:
         return
     if accepts.startswith(_SHARE) or (not accepts and 0.0 < value <= 1.0):
-        yield Knob(name, *_place(node), value, 0.0, 1.0, False, False)
+        yield Knob(name, *_place(node), node.value, value, 0.0, 1.0, False, False)
     elif value > 0.0:
         whole = accepts.startswith("whole") or (not accepts and node.tag == "tag:yaml.org,2002:int")
         low = max(1.0, value / WIDEST) if whole else value / WIDEST
-        yield Knob(name, *_place(node), value, low, value * WIDEST, whole, True)
+        yield Knob(name, *_place(node), node.value, value, low, value * WIDEST, whole, True)
 
 
 def _get(node: Any, key: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.replay import commands, tuning
@@ -28,6 +28,7 @@ plugins:
   parameters:
     affinityThreshold: 0.8   # share
     maxTTFTPenaltyMs: 5000
+    peakPrefillThroughput: 15928
 - {type: token-load-scorer, parameters: {queueThresholdTokens: 8000}}
 - type: queue-scorer
 - type: max-score-picker
@@ -55,6 +56,7 @@ class TestKnobs:
         assert {name: knob.value for name, knob in found.items()} == {
             "sticky.affinityThreshold": 0.8,
             "sticky.maxTTFTPenaltyMs": 5000,
+            "sticky.peakPrefillThroughput": 15928,
             "token-load-scorer.queueThresholdTokens": 8000,
             "weight of token-load-scorer": 3,
             "weight of queue-scorer": 1.5,
@@ -80,8 +82,9 @@ class TestKnobs:
         assert other == TEXT.replace("0.8   # share", "0.123   # share").replace("weight: 1.5", "weight: 0")
         load(other, "test")
 
-    @given(st.lists(st.floats(0, 1), min_size=5, max_size=5))
-    @example([1e-5] * 5)
+    @given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
+    @example([1e-5] * 6)
+    @settings(deadline=None, max_examples=30)
     def test_what_is_written_is_read_back(self, parts: list[float]) -> None:
         known = knobs(TEXT)
         values = {knob.name: knob.low + part * (knob.high - knob.low) for knob, part in zip(known, parts, strict=True)}
