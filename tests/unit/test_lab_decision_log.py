@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -95,6 +95,7 @@ class TestJoining:
         assert read_lines < 30
 
     @given(st.permutations(range(8)), st.integers(0, 2**32))
+    @settings(deadline=None)
     def test_nothing_is_lost_and_all_is_in_order(self, ends: Sequence[int], seed: int) -> None:
         rng = random.Random(seed)
         lines: list[Line] = [RUN]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.lab.baseline import baseline
@@ -508,6 +508,7 @@ class TestPrefixes:
         assert prefixes.matched([1, 2, 3]) == {0: 2}
 
     @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 5)), max_size=20))
+    @settings(deadline=None)
     def test_as_whole_beginnings(self, sent: list[tuple[int, int, int]]) -> None:
         prefixes = Prefixes()
         known: dict[int, set[tuple[int, int]]] = {}
