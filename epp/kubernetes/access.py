@@ -156,18 +156,22 @@ class Kubeconfig:
         cluster, user = self._current()
         if user.exec is not None:
             user = _with(user, await self._from_command(user.exec))
-        url = urlsplit(cluster.server)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        try:
+            url = urlsplit(cluster.server)
+            host, port = url.hostname, url.port
+        except ValueError:
+            host = None
+        if not host or url.scheme not in ("http", "https"):
             raise AccessError(f"{self._path}: the server {cluster.server!r} is no URL of HTTP or HTTPS")
         if cluster.proxy_url:
             raise AccessError(f"{self._path}: a proxy-url is not supported")
         tls = self._tls(cluster, user) if url.scheme == "https" else None
         return Access(
-            url.hostname,
-            url.port or (443 if tls else 80),
+            host,
+            port or (443 if tls else 80),
             url.path.rstrip("/"),
             tls,
-            cluster.tls_server_name or url.hostname,
+            cluster.tls_server_name or host,
             self._authorization(user),
         )
 

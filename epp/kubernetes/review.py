@@ -75,12 +75,15 @@ class Reviews:
         if scheme.lower() != "bearer" or not token:
             return HTTPStatus.UNAUTHORIZED
         key = hashlib.sha256(token.encode("latin-1", "replace")).digest(), path
+        # Before it is our turn: who is known need not wait for a stranger, of whom the API server is being asked.
+        verdict = self._valid(self._known.get(key))
+        if verdict is not None:
+            return verdict
         async with self._one_at_a_time:
             known = self._known.get(key)
-            # While the API server gives nobody an answer, none is waited for.
-            lasts_s = UNANSWERED_S if self._api.reach.lost else _lasts_s(known)
-            if known is not None and self._api.clock() < known.asked_s + lasts_s:
-                return known.verdict
+            verdict = self._valid(known)
+            if verdict is not None:
+                return verdict
             try:
                 verdict = await self._ask(token, path)
             except (Unanswered, Refusal, ValueError) as error:
@@ -90,6 +93,14 @@ class Reviews:
                 self._known.clear()
             self._known[key] = _Known(verdict, self._api.clock())
             return verdict
+
+    def _valid(self, known: _Known | None) -> HTTPStatus | None:
+        """What is remembered, where it still counts."""
+        if known is None:
+            return None
+        # While the API server gives nobody an answer, none is waited for.
+        lasts_s = UNANSWERED_S if self._api.reach.lost else _lasts_s(known)
+        return known.verdict if self._api.clock() < known.asked_s + lasts_s else None
 
     async def _ask(self, token: str, path: str) -> HTTPStatus:
         review = msgspec.json.decode(
@@ -125,5 +136,5 @@ class Reviews:
         return HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def _lasts_s(known: _Known | None) -> float:
-    return ADMITTED_S if known is not None and known.verdict is HTTPStatus.OK else REFUSED_S
+def _lasts_s(known: _Known) -> float:
+    return ADMITTED_S if known.verdict is HTTPStatus.OK else REFUSED_S
