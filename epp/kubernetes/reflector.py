@@ -22,7 +22,8 @@ WATCH_S = (300, 600)
 
 FIRST_DELAY_S = 0.5
 MOST_DELAY_S = 15.0
-"""After failures in a row the wait doubles from the first to the last of these; each is shortened by a random part up to half."""
+"""After failures in a row the wait doubles from the first to the last of these; each is shortened by a random part up to half. A
+server, or what stands before it, may ask for more than the first, and for no more than the last: an hour would be one without news."""
 
 ABSENT_S = 10.0
 """How often a resource type that is not installed is looked for; shortened likewise."""
@@ -118,6 +119,8 @@ class Reflector(Generic[T]):
         self._next_page = ""
         self._listing: dict[str, msgspec.Raw] = {}
         self._failures = 0
+        # A list that was asked for at once, with no watch since that lasted.
+        self._hurried = False
 
     def __repr__(self) -> str:
         state = f"watching from {self._at}" if self._at else f"listing, {len(self._listing)} so far"
@@ -175,6 +178,7 @@ class Reflector(Generic[T]):
         if lasted_s < LASTED_S:
             return self._backoff()
         self._failures = 0
+        self._hurried = False
         return 0.0
 
     def failed(self) -> float:
@@ -191,12 +195,13 @@ class Reflector(Generic[T]):
         if refusal.status == _ABSENT:
             self.settled = True
             return self._jittered(ABSENT_S)
-        if refusal.status == GONE and not self._failures:
+        if refusal.status == GONE and not self._failures and not self._hurried:
             self._failures = 1
+            self._hurried = True
             return 0.0
         if refusal.status == 403:
             self.settled = True
-        return max(refusal.retry_after_s, self._backoff())
+        return max(min(refusal.retry_after_s, MOST_DELAY_S), self._backoff())
 
     def elsewhere(self) -> None:
         """The collection is to be asked for at another place, as another version of the same objects."""

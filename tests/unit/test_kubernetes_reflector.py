@@ -102,8 +102,9 @@ def test_what_may_not_be_read_is_settled() -> None:
 def test_a_busy_server_does_not_cost_a_new_list(status: int) -> None:
     reflector = a_reflector()
     reflector.page(a_page(5, an_object("a", 1)))
-    assert reflector.refused(Refusal(status, "busy", retry_after_s=20.0)) == 20.0
+    assert reflector.refused(Refusal(status, "busy", retry_after_s=12.0)) == 12.0
     assert reflector.ask().watch
+    assert reflector.refused(Refusal(status, "down for the day", retry_after_s=86400.0)) == MOST_DELAY_S
 
 
 def test_what_is_gone_is_listed_anew_at_once_but_not_without_end() -> None:
@@ -120,6 +121,21 @@ def test_what_is_gone_is_listed_anew_at_once_but_not_without_end() -> None:
         delays.append(reflector.refused(refused.value))
     assert min(delays) >= FIRST_DELAY_S / 2
     assert delays[-1] > delays[0]
+
+
+def test_a_server_that_forgets_after_every_event_is_not_listed_without_a_pause() -> None:
+    reflector = a_reflector()
+    gone = Refusal(410, "too old")
+    delays = []
+    for version in range(5):
+        reflector.page(a_page(version + 1))
+        reflector.line(an_event("BOOKMARK", {"metadata": {"resourceVersion": str(version + 1)}}))
+        delays.append(reflector.refused(gone))
+    assert delays[0] == 0.0
+    assert min(delays[1:]) >= FIRST_DELAY_S / 2
+    reflector.page(a_page(9))
+    assert reflector.ended(LASTED_S) == 0.0
+    assert reflector.refused(gone) == 0.0
 
 
 def test_a_new_list_tells_what_is_missing_and_what_is_another() -> None:
