@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from epp.openai.canonical import string
-from epp.resources.routing import BASE_MODEL_HEADER, MODEL_HEADER, Routing
+from epp.resources.routing import BASE_MODEL_HEADER, MODEL_HEADER, Routing, fits_header
 
 FIELD_TO_HEADER = "body-field-to-header"
 BASE_MODEL_TO_HEADER = "base-model-to-header"
@@ -129,7 +129,7 @@ def _text(fields: Fields, name: str) -> str:
     if raw is None:
         raise Missing(name)
     text = string(raw)
-    if text is None or not text.isprintable():
+    if text is None or not fits_header(text):
         raise Unfit(name)
     if not text.strip():
         raise Empty(name)

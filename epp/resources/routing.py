@@ -19,9 +19,18 @@ POOL_HEADER = "x-gateway-inference-pool"
 """By which a route of our own Envoy configuration finds the pool's cluster."""
 
 
+MAX_HEADER_CHARS = 4096
+"""Longest value that an HTTPRoute can match. Envoy fails a request to which a header is added that goes beyond its limit of 60 KiB."""
+
+
+def fits_header(text: str) -> bool:
+    """Whether a header can hold `text` that a client wrote."""
+    return len(text) <= MAX_HEADER_CHARS and text.isprintable()
+
+
 def model_headers(model: str, base: str) -> tuple[tuple[str, str], ...]:
     """What routes match a request by that asks for `model`; nothing where it asks for none, or no header can say it."""
-    if not model or not model.isprintable():
+    if not model or not fits_header(model):
         return ()
     return (MODEL_HEADER, model), (BASE_MODEL_HEADER, base)
 
@@ -31,7 +40,8 @@ class _Way(msgspec.Struct, frozen=True, order=True):
 
     rank: tuple[int, ...]
     match: Match
-    hosts: tuple[str, ...]
+    host: str
+    """"" is any."""
     pools: tuple[str, ...]
     weights: tuple[int, ...]
 
@@ -95,7 +105,8 @@ def ways_of(routes: Iterable[HttpRoute], served: Collection[str]) -> list[_Way]:
                 continue
             pools, weights = _odds(shares)
             ways += [
-                _Way((*_rank(match, route.hosts), place, number, at), match, route.hosts, pools, weights)
+                _Way((*_rank(match, host), place, number, at), match, host, pools, weights)
+                for host in route.hosts or ("",)
                 for at, match in enumerate(rule.matches)
             ]
     return ways
@@ -116,9 +127,9 @@ def _odds(shares: Iterable[Share]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(share.pool for share in listed), tuple(accumulate(share.weight for share in listed))
 
 
-def _rank(match: Match, hosts: tuple[str, ...]) -> tuple[int, ...]:
-    longest = max((len(host) for host in hosts), default=0)
-    return -longest, not match.exact, -len(match.path), not match.method, -len(match.headers)
+def _rank(match: Match, host: str) -> tuple[int, ...]:
+    whole = 0 if host.startswith("*.") else len(host)
+    return -whole, -len(host), not match.exact, -len(match.path), not match.method, -len(match.headers)
 
 
 def _fits(way: _Way, headers: Mapping[str, str], told: Mapping[str, str]) -> bool:
@@ -128,19 +139,21 @@ def _fits(way: _Way, headers: Mapping[str, str], told: Mapping[str, str]) -> boo
     for name, value in match.headers:
         if (told[name] if name in told else headers.get(name)) != value:
             return False
-    return _reaches(match, headers.get(":path", "")) and (
-        not way.hosts or _at(way.hosts, headers.get(":authority", ""))
-    )
+    return _reaches(match, headers.get(":path", "")) and (not way.host or _at(way.host, headers.get(":authority", "")))
 
 
 def _reaches(match: Match, path: str) -> bool:
     if match.path == "/" and not match.exact:
         return True
     path = path.partition("?")[0]
-    return path == match.path or (not match.exact and path.startswith(match.path.rstrip("/") + "/"))
+    if match.exact:
+        return path == match.path
+    # A slash at the end of a prefix says nothing.
+    prefix = match.path.rstrip("/")
+    return path == prefix or path.startswith(prefix + "/")
 
 
-def _at(hosts: tuple[str, ...], authority: str) -> bool:
+def _at(host: str, authority: str) -> bool:
     name = authority.rpartition(":")[0] if authority.rpartition(":")[2].isdecimal() else authority
     name = name.lower()
-    return any(name.endswith(host[1:]) if host.startswith("*.") else name == host for host in hosts)
+    return name.endswith(host[1:]) if host.startswith("*.") else name == host

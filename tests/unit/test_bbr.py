@@ -99,6 +99,7 @@ class TestHeaders:
             ({"model": 7}, "bbr_model_not_parsed_total"),
             ({"model": ["m"]}, "bbr_model_not_parsed_total"),
             ({"model": "a\r\nx-evil: 1"}, "bbr_model_not_parsed_total"),
+            ({"model": "m" * 70_000}, "bbr_model_not_parsed_total"),
         ],
     )
     def test_without_a_model_a_request_passes_as_it_is(self, body: dict[str, object], counter: str) -> None:

@@ -153,6 +153,29 @@ class TestRoutes:
         assert pool_of(routes, method="GET", authority="example.com") is None
         assert routes.pool({"x-tenant": "gold"}, "", random.Random(1)) == "canary"
 
+    def test_a_slash_at_the_end_of_a_prefix_says_nothing(self) -> None:
+        routes = routing(route(rule("english", path="/v1/")))
+        assert [pool_of(routes, path=path) for path in ("/v1", "/v1/", "/v1/chat", "/v10")] == [
+            "english",
+            "english",
+            "english",
+            None,
+        ]
+
+    def test_the_host_that_fits_counts_and_a_whole_one_most(self) -> None:
+        def at(hosts: str, pool: str, name: str) -> str:
+            return route(rule(pool), name).replace("  rules:", f"  hostnames: {hosts}\n  rules:")
+
+        # The long name does not make the short one beside it fit better.
+        routes = routing(
+            at('["a.very.long.name.example.com", "*.io"]', "english", "a"), at('["*.x.io"]', "spanish", "b")
+        )
+        assert pool_of(routes, authority="m.x.io") == "spanish"
+        assert pool_of(routes, authority="m.io") == "english"
+        # Of one length.
+        whole = routing(at('["*.x.io"]', "spanish", "a"), at('["m.x.io"]', "english", "b"))
+        assert pool_of(whole, authority="m.x.io") == "english"
+
     def test_what_only_a_gateway_can_match_is_told(self) -> None:
         unusual = "".join(
             rule("english", more=more)
@@ -264,8 +287,9 @@ spec: {poolRef: {name: canary}, rules: [{matches: [{model: {value: alias}}], tar
 class TestHeaders:
     def test_of_a_model(self) -> None:
         assert model_headers("a", "") == ((MODEL_HEADER, "a"), (BASE_MODEL_HEADER, ""))
+        assert model_headers("m" * 4096, "")[0] == (MODEL_HEADER, "m" * 4096)
 
-    @pytest.mark.parametrize("model", ["", "a\nx-evil: 1", "a\r", "\0"])
+    @pytest.mark.parametrize("model", ["", "a\nx-evil: 1", "a\r", "\0", "m" * 4097])
     def test_there_are_none_that_no_header_can_say(self, model: str) -> None:
         assert model_headers(model, "b") == ()
 
