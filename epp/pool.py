@@ -140,6 +140,8 @@ class Pool:
     async def close(self) -> None:
         """End what runs for it. Safe to call twice. Exchanges that are open may still end."""
         self._ticker.close()
+        # Where pools come and go, what is shown of their members would add up for ever.
+        self._metrics.forget(self.endpoints.members)
         if self.scraper is not None:
             await self.scraper.close()
         if self._eds is not None:

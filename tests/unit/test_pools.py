@@ -293,6 +293,16 @@ class TestComingAndGoing:
         assert gone.endpoints.in_flight.sum() == 0
         await whole.pools.close()
 
+    async def test_what_was_counted_of_its_members_goes_with_it(self, tmp_path: Path) -> None:
+        whole = await self.serving(tmp_path, pool("a", "epp"), pool("c", "epp"))
+        for name in (b"a", b"c"):
+            Call(whole, metadata={b"x-gateway-inference-pool": name})
+        assert {endpoint for _, endpoint, *_ in whole.metrics.picks} == {"a", "c"}
+        self.now(whole, pool("c", "epp"))
+        await asyncio.sleep(0)
+        assert {endpoint for _, endpoint, *_ in whole.metrics.picks} == {"c"}
+        await whole.pools.close()
+
     async def test_one_that_comes_back_is_another(self, tmp_path: Path) -> None:
         whole = await self.serving(tmp_path, pool("a", "epp"))
         Call(whole)
