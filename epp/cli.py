@@ -658,7 +658,6 @@ _SHARED = frozenset(
         "zap-encoder",
         "zap-log-level",
         "zap-time-encoding",
-        "metrics-endpoint-auth",
         "tracing",
         "enable-pprof",
         "zap-devel",
@@ -707,6 +706,13 @@ BBR_FLAGS = (
         metavar="DIR",
     ),
     *(flag for flag in FLAGS if flag.flag.removeprefix("--") in _SHARED),
+    Flag(
+        "metrics-endpoint-auth",
+        "Compatibility",
+        "metrics_endpoint_auth",
+        BOOL,
+        "Kubernetes asked who may read the metrics port: it is not; --metrics-token-file and --metrics-client-ca-file guard it.",
+    ),
 )
 
 

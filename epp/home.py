@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import socket
@@ -23,6 +24,8 @@ from epp.observe.exposition import Gauge
 from epp.resources.directory import OnObjects
 from epp.resources.objects import InferencePool
 from epp.settings import Settings
+
+log = logging.getLogger("epp")
 
 
 class Home:
@@ -107,10 +110,18 @@ class Home:
 def base_model_source(
     settings: Settings, on_objects: OnObjects, faults: Callable[[str, Exception], None]
 ) -> ObjectSource | None:
-    """ConfigMaps that tell adapters' base models, from Kubernetes; None where we are in no cluster and none is named."""
+    """ConfigMaps that tell adapters' base models, from Kubernetes; None where we are in no cluster, or nobody there, and none is named."""
     if settings.kubeconfig is None and settings.service_host is None:
         return None
-    api = Api(credentials_of(settings), asyncio.get_running_loop().time)
+    try:
+        credentials = credentials_of(settings)
+    except StartError:
+        # Base models are an extra: a pod that is given no token routes by models all the same.
+        log.warning(
+            "base models are not asked of Kubernetes: this pod has no service account's token, and there is no kubeconfig"
+        )
+        return None
+    api = Api(credentials, asyncio.get_running_loop().time)
     return ObjectSource(api, settings.pool_namespace, base_models(), on_objects, faults=faults, rng=random.Random())
 
 

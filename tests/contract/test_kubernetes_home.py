@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from epp.assembly import StartError, credentials_of
-from epp.home import Home
+from epp.home import Home, base_model_source
 from epp.kubernetes.access import Access, AccessError, InCluster, Kubeconfig
 from epp.kubernetes.api import Api
 from epp.kubernetes.lease import Leadership
@@ -131,6 +131,13 @@ async def test_while_the_server_is_known_to_be_silent_it_is_not_waited_for(judge
     judged.reviews._api.reach.answered()
     assert await judged("good") is HTTPStatus.OK
     assert len(server.asked) > asked
+
+
+async def test_who_is_known_does_not_wait_for_a_stranger(judged: Judged) -> None:
+    assert await judged("good") is HTTPStatus.OK
+    async with judged.reviews._one_at_a_time:
+        async with asyncio.timeout(5.0):
+            assert await judged("good") is HTTPStatus.OK
 
 
 async def test_a_server_that_does_not_let_us_ask_lets_nobody_in(judged: Judged, server: FakeApi) -> None:
@@ -255,6 +262,19 @@ users: [{{name: it, user: {user}}}]
     return path
 
 
+async def test_base_models_are_done_without_where_a_pod_is_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epp.assembly.ACCOUNT", tmp_path / "none")
+
+    def source(settings: Settings) -> object:
+        return base_model_source(settings, lambda _: None, lambda _, __: None)
+
+    assert source(Settings(home=tmp_path)) is None
+    assert source(Settings(home=tmp_path, service_host="10.96.0.1")) is None
+    assert source(Settings(home=tmp_path, kubeconfig=tmp_path / "named")) is not None
+
+
 async def read(path: Path, **parts: str) -> Access:
     return await Kubeconfig(kubeconfig(path / "kubeconfig", **parts)).read()
 
@@ -274,6 +294,8 @@ async def test_what_a_kubeconfig_says(tmp_path: Path) -> None:
     [
         ({"context": "other"}, "there is no context 'other'; there is it"),
         ({"cluster": "server: 'ftp://x'"}, "no URL of HTTP"),
+        ({"cluster": "server: 'https://x:port'"}, "no URL of HTTP"),
+        ({"cluster": "server: 'https://[::1'"}, "no URL of HTTP"),
         ({"cluster": "server: 'https://x', certificate-authority: gone.pem"}, "cannot be used"),
         ({"cluster": "server: 'https://x', certificate-authority-data: '&&&'"}, "not PEM"),
         ({"cluster": "server: 'http://x', proxy-url: 'http://y'"}, "proxy-url is not supported"),
