@@ -57,12 +57,15 @@ class Election:
         self._seen, self._seen_s = spec, now_s
         self.leading = spec.holder_identity == self.identity
 
-    def release(self, time: datetime.datetime) -> LeaseSpec | None:
-        """What to write so that another need not wait; None where the Lease is not ours. We lead no more."""
-        if not self.leading or self._seen is None:
-            return None
+    def release(self, spec: LeaseSpec | None, time: datetime.datetime) -> LeaseSpec | None:
+        """What to write so that another need not wait, where the Lease says `spec`; None where it is not ours. We lead no more.
+
+        What the Lease says counts, and not `leading`: a write may have been taken whose answer we did not wait for.
+        """
         self.leading = False
-        return LeaseSpec("", 1, _micro(time), _micro(time), self._seen.lease_transitions)
+        if spec is None or spec.holder_identity != self.identity:
+            return None
+        return LeaseSpec("", 1, _micro(time), _micro(time), spec.lease_transitions)
 
 
 def _micro(time: datetime.datetime) -> str:

@@ -77,8 +77,8 @@ class Leadership:
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 lease = await self._read(connection)
-                spec = self._election.release(_now())
-                if lease is not None and spec is not None and lease.spec.holder_identity == self._election.identity:
+                spec = self._election.release(lease.spec if lease is not None else None, _now())
+                if spec is not None:
                     await self._write(connection, lease, spec)
         except (Refusal, Unanswered, TimeoutError, ValueError) as error:
             log.warning("the Lease %s is left to run out: %s", self._metadata.name, error)

@@ -15,6 +15,7 @@ from epp.assembly import StartError, credentials_of
 from epp.home import Home, base_model_source
 from epp.kubernetes.access import Access, AccessError, InCluster, Kubeconfig
 from epp.kubernetes.api import Api
+from epp.kubernetes.election import Election
 from epp.kubernetes.lease import Leadership
 from epp.kubernetes.review import ADMITTED_S, REFUSED_S, UNANSWERED_S, Reviews
 from epp.settings import Settings
@@ -220,6 +221,18 @@ async def test_one_of_two_leads_and_the_other_takes_over_at_once_when_it_is_told
     assert leases.holder("epp-default-llama.llm-d.ai") == ""
     assert (one.changes, two.changes) == ([True], [True])
     assert one.faults == two.faults == []
+
+
+async def test_told_to_end_in_the_middle_of_taking_the_lease_it_gives_it_back(
+    server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = Leases(server)
+    one = Led(server, server.kubeconfig(tmp_path / "kubeconfig"), "one")
+    monkeypatch.setattr(Election, "wrote", lambda *_: None)
+    one.leadership.start()
+    await until(lambda: leases.version == 1)
+    await one.leadership.release()
+    assert leases.holder("epp-default-llama.llm-d.ai") == ""
 
 
 async def test_a_release_does_not_wait_for_a_server_that_is_silent(

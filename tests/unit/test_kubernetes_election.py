@@ -51,12 +51,22 @@ def test_a_lease_that_was_released_is_free_at_once() -> None:
     spec = one.wants(None, 0.0, at(0))
     assert spec is not None
     one.wrote(spec, 0.0)
-    released = one.release(at(1))
+    released = one.release(spec, at(1))
     assert released is not None
     assert not one.leading
-    assert one.release(at(1)) is None
+    assert one.release(released, at(1)) is None
     assert two.wants(released, 1.0, at(1)) is not None
-    assert two.release(at(1)) is None
+    assert two.release(spec, at(1)) is None
+    assert two.release(None, at(1)) is None
+
+
+def test_a_lease_that_was_taken_without_our_hearing_of_it_is_released() -> None:
+    one = Election("one")
+    spec = one.wants(None, 0.0, at(0))
+    assert not one.leading
+    released = one.release(spec, at(1))
+    assert released is not None
+    assert released.holder_identity == ""
 
 
 def test_who_is_told_of_another_holder_leads_no_more() -> None:
@@ -117,8 +127,10 @@ class Replicas(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 2))
     def release(self, who: int) -> None:
-        spec = self.elections[who].release(at(self.now_s))
-        if spec is not None and self.lease is not None and self.lease.holder_identity == self.elections[who].identity:
+        spec = self.elections[who].release(self.lease, at(self.now_s))
+        if spec is not None:
+            assert self.lease is not None
+            assert self.lease.holder_identity == self.elections[who].identity
             self.lease = spec
             self.version += 1
             self.promised_s[who] = 0.0
