@@ -79,3 +79,16 @@ def test_base_models_come_from_marked_config_maps(with_crds: Cluster, namespace:
         until(lambda: "base models of 3 models are known" in process.log.read_text())
         with_crds.delete(adapters("marked", ""))
         until(lambda: "base models of 0 models are known" in process.log.read_text())
+
+
+def test_a_hundred_pools_with_a_watch_each_stay_small(
+    with_crds: Cluster, namespace: str, watch: Callable[..., Watching]
+) -> None:
+    names = [f"pool-{number}" for number in range(100)]
+    with_crds.apply(*(a_pool(namespace, name, app=name) for name in names))
+    with_crds.pod("pod", namespace=namespace, labels={"app": names[-1]}, ip="127.1.0.1")
+    picker = watch("--picker-service=epp")
+    until(lambda: picker.ready)
+    assert by_pool(picker) == {names[-1]: {"127.1.0.1:8000"}}
+    # A watch for each, over a connection with TLS of its own.
+    assert picker.process.resident_bytes() < 200e6
