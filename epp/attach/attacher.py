@@ -110,7 +110,8 @@ class Attacher:
         if not follower.reflector.synced:
             # Until a list was whole, a pool that is not known may be there all the same.
             return True
-        kept = sorted(name for name, one in self._asking().items() if one.place and one.pool.key.group == group)
+        # One that asks for what cannot be keeps what it had: a slip of the pen must not take its traffic away.
+        kept = sorted(name for name, one in self._asking().items() if one.pool.key.group == group)
         among = f",{OWNED} notin ({','.join(kept)})" if kept else ""
         unasked = {"labelSelector": f"{OWNED_IN}={group}{among}"}
         paths = [f"{self._root(version)}/{resource}" for version, resource in MADE]

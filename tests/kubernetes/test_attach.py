@@ -88,6 +88,13 @@ def test_objects_come_and_go_with_the_annotation(with_crds: Cluster, attach: Cal
     until(lambda: accepted(cluster, "asks").get("status") == "True")
     until(lambda: accepted(cluster, "confused").get("status") == "False")
     assert ANNOTATION in accepted(cluster, "confused")["message"]
+    # A slip in the annotation is told, and takes nothing away.
+    cluster.apply(pool("asks", "name: llm-gateway, prot: 80"))
+    until(lambda: accepted(cluster, "asks").get("status") == "False")
+    cluster.apply(pool("gone", PLACE))
+    until(lambda: names(cluster) == all_of("asks", "gone"))
+    cluster.delete(pool("gone", PLACE))
+    until(lambda: names(cluster) == all_of("asks"))
     # What a pool asks for later, or no more.
     cluster.apply(pool("quiet", PLACE))
     until(lambda: names(cluster) == all_of("asks", "quiet"))
