@@ -117,8 +117,8 @@ def credentials_of(settings: Settings) -> Credentials:
     if own is not None and own.exists():
         return Kubeconfig(own)
     raise StartError(
-        "Kubernetes is to say who the endpoints are, and there is neither a service account of a pod nor a kubeconfig: name one "
-        "with --kubeconfig, or name the endpoints with --endpoint host:port"
+        "Kubernetes is to be asked, and there is neither a service account of a pod nor a kubeconfig: name one with --kubeconfig "
+        "(epp run does without where --endpoint host:port names the endpoints)"
     )
 
 
