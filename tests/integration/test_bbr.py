@@ -201,3 +201,14 @@ def test_adapters_are_followed_while_it_runs(routed: Routed, tmp_path: Path) -> 
     (tmp_path / "adapters.yaml").write_text(text.replace("- spanish-bot", "- french-bot"))
     wait_for(lambda: routed.pool_of(routed.model("french-bot")) == "llm-base")
     assert routed.pool_of(routed.model("spanish-bot")) == "gemma"
+
+
+@MODES
+@pytest.mark.parametrize(
+    "model", ["m" * 100_000, "\u00e9" * 4096, " gemma ", "\u2028"], ids=["long", "foreign", "spaces", "line"]
+)
+def test_no_name_of_a_model_makes_envoy_fail(
+    routed: Routed, model: str, edit: Callable[[dict[str, Any]], None] | None
+) -> None:
+    routed.start(edit=edit)
+    assert routed.model(model).status == 200
