@@ -16,8 +16,6 @@ from tests.integration.conftest import FULL_DUPLEX, LEAN, Answer, ask
 from tests.integration.origin import Origin
 from tests.kubernetes.conftest import Watching, a_pool, until
 
-VLLM = {"app": "vllm"}
-
 
 class Fleet:
     """Model servers at addresses of their own and one port, each a pod of the cluster."""
@@ -29,11 +27,11 @@ class Fleet:
         self.origins: dict[str, Origin] = {}
         self.pods: dict[str, Object] = {}
 
-    def come(self, number: int, *, ready: bool = True) -> str:
+    def come(self, number: int, *, ready: bool = True, app: str = "vllm") -> str:
         """A pod that listens already, as one that is ready does."""
         name, ip = f"vllm-{number}", f"127.3.0.{number}"
         self.origins[name] = Origin(name, ip, self.port)
-        self.pods[name] = self.cluster.pod(name, namespace=self.namespace, labels=VLLM, ip=ip, ready=ready)
+        self.pods[name] = self.cluster.pod(name, namespace=self.namespace, labels={"app": app}, ip=ip, ready=ready)
         return name
 
     def set_ready(self, name: str, ready: bool) -> None:
@@ -171,3 +169,17 @@ def test_the_api_server_is_killed_and_comes_back(served: Served) -> None:
     # A server that dies unannounced takes with it what it was working on, and who was sent there before the first failed; no more.
     failed = [answer for answer in clients.answers if answer.status != 200]
     assert len(failed) <= 8, Counter(answer.status for answer in failed)
+
+
+def test_selector_and_port_change(served: Served) -> None:
+    fleet, clients, cluster = served.fleet, served.clients, served.cluster
+    for number in (6, 7):
+        fleet.come(number, app="sglang")
+    cluster.apply(a_pool(fleet.namespace, app="sglang", ports=(fleet.port,)))
+    until(lambda: set(clients.some_more()) == {"vllm-6", "vllm-7"}, "for the pods of the new selector alone to serve")
+    port = free_port()
+    for name in ("vllm-6", "vllm-7"):
+        fleet.origins[f"{name} moved"] = Origin(f"{name} moved", fleet.origins[name].host, port)
+    cluster.apply(a_pool(fleet.namespace, app="sglang", ports=(port,)))
+    until(lambda: set(clients.some_more()) == {"vllm-6 moved", "vllm-7 moved"}, "for the new port alone to serve")
+    served.all_went_well()
