@@ -69,7 +69,7 @@ class Cluster:
         self._on_ready()
 
     def pools(self, described: Mapping[str, InferencePool | None]) -> None:
-        """Exactly these pools are served; None is one that no object describes: it has no members."""
+        """Exactly these pools are served; None is one that no object describes: it has no members, soon."""
         self._ending = [pods for pods in self._ending if pods.ending]
         for name in self._pods.keys() - described.keys():
             pods = self._pods.pop(name)
@@ -79,7 +79,7 @@ class Cluster:
             if name not in self._pods:
                 self._pods[name] = self._discovery(partial(self._members, name))
             if pool is None:
-                self._pods[name].clear()
+                self._pods[name].linger()
             else:
                 self._pods[name].aim(selector_text(pool.selector), pool.target_ports)
 

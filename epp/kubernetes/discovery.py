@@ -16,6 +16,11 @@ from epp.kubernetes.reflector import Delta, Reflector
 log = logging.getLogger("epp.kubernetes")
 
 
+LINGER_S = 5.0
+"""How long a pool's endpoints outlive the object that describes it. One that is replaced (`kubectl replace --force`, a chart that is
+installed anew) is gone for a moment, and its pods are there all the while."""
+
+
 def selector_text(labels: Mapping[str, str]) -> str:
     """`labels` as the API server takes a selector."""
     return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
@@ -49,6 +54,7 @@ class PodDiscovery:
         self._follower: Follower[Pod] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._offered = True
+        self._lingering: asyncio.TimerHandle | None = None
         # Whether the members are those of the present selector.
         self._whole = False
         self.synced = False
@@ -66,6 +72,7 @@ class PodDiscovery:
 
     def aim(self, selector: str, ports: tuple[int, ...]) -> None:
         """Follow the pods of this label selector, at these ports, from now on. To be called on the loop."""
+        self._stay()
         if selector == self._selector and ports == self._ports:
             return
         self._ports = ports
@@ -89,8 +96,14 @@ class PodDiscovery:
             selector=selector,
         )
 
+    def linger(self) -> None:
+        """There is no pool any more: `clear` in `LINGER_S`, unless `aim` is called before."""
+        if self._selector is not None and self._lingering is None:
+            self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self.clear)
+
     def clear(self) -> None:
-        """There is no pool: no endpoints, until `aim` is called again."""
+        """No endpoints, until `aim` is called again."""
+        self._stay()
         if self._selector is None:
             return
         self._selector, self._ports = None, ()
@@ -99,9 +112,15 @@ class PodDiscovery:
         self._set_synced(False)
 
     async def close(self) -> None:
+        self._stay()
         self._stop_following()
         if self._closing:
             await asyncio.wait(self._closing)
+
+    def _stay(self) -> None:
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
 
     def _stop_following(self) -> None:
         follower, self._follower = self._follower, None

@@ -69,7 +69,25 @@ async def process(server: FakeApi, tmp_path: Path) -> AsyncIterator[Process]:
     assert one.faults == []
 
 
-async def test_ready_is_when_objects_and_pods_are_known(process: Process, server: FakeApi) -> None:
+async def test_a_pool_that_is_gone_for_a_moment_keeps_its_members(process: Process, server: FakeApi) -> None:
+    await process.cluster.start()
+    process.pools(a=a_pool("a"))
+    await until(lambda: process.cluster.ready)
+    asked = len(server.asked)
+    process.pools(a=None)
+    process.pools(a=None)
+    assert process.members == {"a": ["10.0.0.1:8000"]}
+    process.pools(a=a_pool("a"))
+    assert process.cluster._pods["a"]._lingering is None
+    assert process.cluster.ready
+    assert process.members == {"a": ["10.0.0.1:8000"]}
+    assert len(server.asked) == asked
+
+
+async def test_ready_is_when_objects_and_pods_are_known(
+    process: Process, server: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epp.kubernetes.discovery.LINGER_S", 0.01)
     process.pools(a=None)
     await process.cluster.start()
     await until(lambda: process.told)
@@ -79,7 +97,7 @@ async def test_ready_is_when_objects_and_pods_are_known(process: Process, server
     await until(lambda: process.cluster.ready)
     assert process.members == {"a": ["10.0.0.1:8000"]}
     process.pools(a=None)
-    assert not process.cluster.ready
+    await until(lambda: not process.cluster.ready)
     assert process.members == {"a": []}
     assert process.told[-2:] == [True, False]
 

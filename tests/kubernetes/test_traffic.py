@@ -171,6 +171,17 @@ def test_the_api_server_is_killed_and_comes_back(served: Served) -> None:
     assert len(failed) <= 8, Counter(answer.status for answer in failed)
 
 
+def test_the_pool_is_deleted_and_made_again(served: Served) -> None:
+    pool = a_pool(served.fleet.namespace, ports=(served.fleet.port,))
+    for _ in range(3):
+        served.cluster.delete(pool)
+        served.clients.some_more(8)
+        served.cluster.apply(pool)
+        served.clients.some_more()
+    assert set(served.clients.some_more()) == {"vllm-1", "vllm-2", "vllm-3"}
+    served.all_went_well()
+
+
 def test_selector_and_port_change(served: Served) -> None:
     fleet, clients, cluster = served.fleet, served.clients, served.cluster
     for number in (6, 7):
