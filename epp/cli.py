@@ -392,7 +392,7 @@ FLAGS = (
         PATH,
         "EndpointPickerConfig to follow; epp check tells whether it is sound.",
         metavar="PATH",
-        shown="built in: prefix 3, queue 2, KV memory 2, LoRA 1",
+        shown="built in: least delay",
     ),
     Flag("config-text", "Configuration", "config_text", TEXT, "The same as text instead of a file.", metavar="YAML"),
     Flag(

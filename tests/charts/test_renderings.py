@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from epp import configuration
+from epp.cli import cli, settings_of
 from epp.cli import run as run_command
-from epp.cli import settings_of
 from epp.kubernetes.objects import plural, policies
 from epp.settings import Settings
 from tests.charts.arguments import CONFIGS, THEIRS
@@ -24,7 +24,10 @@ from tests.charts.render import CHARTS, GOLDEN, ROOT, Made, containers, objects,
 
 def settings(args: list[str]) -> Settings:
     """What `epp run` makes of `args`. Raises click.ClickException."""
-    context: click.Context = run_command.make_context("run", list(args))
+    # Below `epp`, as in life: a command keeps the help flags of the context that it met first.
+    context: click.Context = run_command.make_context(
+        "run", list(args), parent=click.Context(cli, **cli.context_settings)
+    )
     return settings_of(context.params, {"NAMESPACE": "inference"})
 
 
