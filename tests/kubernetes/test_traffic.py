@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from tests.cluster import Cluster, Object
 from tests.integration.conftest import FULL_DUPLEX, LEAN, Answer, ask
 from tests.integration.origin import Origin
 from tests.kubernetes.conftest import Watching, a_pool, until
+from tests.kubernetes.relay import Relay
+
+CUT_AFTER_S = 0.3
 
 
 class Fleet:
@@ -114,6 +118,28 @@ class Served:
         assert len(self.clients.answers) > 100
 
 
+@pytest.fixture
+def cutting(with_crds: Cluster) -> Iterator[Relay]:
+    """The way to the API server, which lets no connection live for longer than it takes to list and to see an event or two."""
+    relay = Relay(with_crds.port, CUT_AFTER_S)
+    yield relay
+    relay.close()
+
+
+@pytest.fixture
+def served_past_cuts(
+    with_crds: Cluster, namespace: str, watch: Callable[..., Watching], cutting: Relay, tmp_path: Path
+) -> Iterator[Served]:
+    kubeconfig = with_crds.kubeconfig(tmp_path / "cutting")
+    kubeconfig.write_text(kubeconfig.read_text().replace(with_crds.url, f"https://127.0.0.1:{cutting.port}"))
+    with stand(tmp_path / "envoy") as scene:
+        one = Served(with_crds, namespace, partial(watch, kubeconfig=kubeconfig), scene, LEAN)
+        try:
+            yield one
+        finally:
+            one.close()
+
+
 @pytest.fixture(params=[LEAN, FULL_DUPLEX], ids=["lean", "full duplex"])
 def served(
     with_crds: Cluster,
@@ -194,3 +220,20 @@ def test_selector_and_port_change(served: Served) -> None:
     cluster.apply(a_pool(fleet.namespace, app="sglang", ports=(port,)))
     until(lambda: set(clients.some_more()) == {"vllm-6 moved", "vllm-7 moved"}, "for the new port alone to serve")
     served.all_went_well()
+
+
+def test_every_watch_is_cut_again_and_again(served_past_cuts: Served, cutting: Relay) -> None:
+    fleet, clients, picker = served_past_cuts.fleet, served_past_cuts.clients, served_past_cuts.picker
+    for number in range(4, 12):
+        cuts = cutting.cuts
+        fleet.come(number)
+        fleet.terminate(f"vllm-{number - 3}")
+        fleet.set_ready(f"vllm-{number - 1}", False)
+        # So that some of these changes fall between two watches, and some into one.
+        until(lambda cuts=cuts: cutting.cuts > cuts + 1, "for a watch to be cut")  # type: ignore[misc]
+        fleet.set_ready(f"vllm-{number - 1}", True)
+        wanted = {f"vllm-{ready}-rank-0" for ready in range(number - 2, number + 1)}
+        until(lambda wanted=wanted: set(picker.endpoints) == wanted, "for the pods that are ready alone")  # type: ignore[misc]
+        fleet.vanish(f"vllm-{number - 3}")
+    assert set(clients.some_more()) == {"vllm-9", "vllm-10", "vllm-11"}
+    served_past_cuts.all_went_well()
