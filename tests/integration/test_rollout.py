@@ -123,7 +123,8 @@ async def test_a_rollout_fails_no_request(source: Path, make_scene: Callable[...
         assert await asyncio.to_thread(one.picker.child.wait, pod["terminationGracePeriodSeconds"]) == 0
     mark = len(seen)
     await asyncio.to_thread(wait_for, partial(served, mark + 50))
+    # Envoy sends a picker nothing before its health check, once in two seconds, has seen it.
+    await asyncio.to_thread(wait_for, lambda: all(one.metric("llm_d_epp_request_total") > 0 for one in new), 30.0)
     over.set()
     await asyncio.gather(*asking)
     assert [outcome for outcome in outcomes + seen if not outcome.ok] == []
-    assert all(one.metric("llm_d_epp_request_total") > 0 for one in new)
