@@ -156,13 +156,20 @@ class Place:
         self.grant = grant
         self.opened_s = opened_s
         self.resume: Callable[[Routed[Account]], None]
-        self.ticket: Ticket[Place]
+        self.ticket: Ticket[Place] | None = None
         self._leave = leave
 
     def cancel(self, now_s: float) -> None:
         # Its wait may have ended in the very step that is being told to somebody else now.
         self.resume = _unheard
         self._leave(self, now_s)
+
+    def answer(self, routed: Routed[Account]) -> None:
+        """The wait is over; from now on it holds neither its ticket nor who waited."""
+        resume, self.resume = self.resume, _unheard
+        # Together they would live until the collector came by, and the body with them.
+        self.ticket = None
+        resume(routed)
 
 
 def _unheard(routed: Routed[Account]) -> None:
@@ -689,6 +696,7 @@ class Dispatcher:
                 self._turn_away(settled, now_s)
         queue.record.enqueued(_labels(request), outcome, self._timer() - began)
         if refused is not None:
+            place.ticket = None
             raise refused
         queue.wake()
 
@@ -726,7 +734,7 @@ class Dispatcher:
     def _resume(self, place: Place, routed: Routed[Account]) -> None:
         """Others wait for their answers too, whatever becomes of this one."""
         try:
-            place.resume(routed)
+            place.answer(routed)
         except Exception as error:
             self._faults("resume", error)
 
@@ -760,7 +768,8 @@ class Dispatcher:
     def _left(self, place: Place, now_s: float) -> None:
         """The client of `place` is gone."""
         assert self._queue is not None
-        settled = self._queue.control.cancel(place.ticket, now_s)
+        ticket, place.ticket = place.ticket, None
+        settled = self._queue.control.cancel(ticket, now_s) if ticket is not None else None
         if settled is not None:
             self._refused(self._drop(self._queue, settled), place.request, place.grant, place.opened_s, now_s)
 

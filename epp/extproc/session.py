@@ -196,7 +196,8 @@ class _Call(Generic[Handle]):
         try:
             routed = self._dispatcher.route(arrival, self._opened_s, self._clock())
         except Drop as drop:
-            self._dispatchers_drop = drop
+            # Its traceback holds this frame, hence the call, which holds it: the collector would have to come by.
+            self._dispatchers_drop = drop.with_traceback(None)
             return drop
         except Exception as error:
             self._incidents.fault(error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import inf
 
 import msgspec
@@ -17,6 +19,7 @@ from epp.dispatcher import MAX_WAIT_HEADER, SLO_HEADERS, Account, Dispatcher, Pl
 from epp.drops import Drop, Reason
 from epp.endpoint import Endpoints
 from epp.extproc.events import Arrival, Cause, Finished, Routed, Steer
+from epp.extproc.session import open_session
 from epp.flow.control import FlowControl
 from epp.flow.evictions import CONFIRMED_WITHIN_S, Evictions
 from epp.flow.settings import BandSettings, FlowSettings, Policies, Static
@@ -32,6 +35,7 @@ from epp.request import Request
 from epp.resources.store import InForce, Source, Store
 from tests.unit.test_dispatcher import LONG, NOW_S, chat, members
 from tests.unit.test_resources_store import HERE_ONLY, objective
+from tests.unit.test_session import FULL, Book, Wire, body, headers
 
 CONFIG = """
 apiVersion: llm-d.ai/v1alpha1
@@ -120,10 +124,12 @@ class Hall:
 
 
 class Waiter:
-    """Who called `route` and was told to wait."""
+    """Who called `route` and was told to wait. `ticket` is that of then."""
 
     def __init__(self, place: Place) -> None:
+        assert place.ticket is not None
         self.place = place
+        self.ticket = place.ticket
         self.answers: list[Routed[Account]] = []
         place.resume = self.answers.append
 
@@ -202,14 +208,14 @@ def test_a_client_may_say_how_long_it_waits() -> None:
     hall.pump(1.5)
     assert hasty.drop.reason is Reason.TTL_EXPIRED
     assert all(waiter.answers == [] for waiter in odd)
-    assert all(waiter.place.ticket.max_wait_s == inf for waiter in odd)
+    assert all(waiter.ticket.max_wait_s == inf for waiter in odd)
 
 
 def test_a_wanted_first_token_counts_from_the_arrival() -> None:
     hall = Hall()
     hall.serve(), hall.serve()
     for header in SLO_HEADERS:
-        assert hall.wait(chat(headers={header: "250"})).place.ticket.slo_deadline_s == NOW_S + 0.25
+        assert hall.wait(chat(headers={header: "250"})).ticket.slo_deadline_s == NOW_S + 0.25
 
 
 def test_without_endpoints_requests_wait_for_one() -> None:
@@ -296,7 +302,7 @@ def test_the_cost_of_a_turn_is_the_uncached_prompt() -> None:
     hall = Hall(1, FlowSettings(default=BandSettings(policies=policies)))
     hall.serve(chat(LONG))
     cached, fresh = hall.wait(chat(LONG)), hall.wait(chat("never seen before " * 60))
-    assert cached.place.ticket.tokens < 10 < fresh.place.ticket.tokens
+    assert cached.ticket.tokens < 10 < fresh.ticket.tokens
 
 
 def test_one_that_cannot_be_answered_does_not_hold_up_others() -> None:
@@ -491,6 +497,73 @@ def test_one_that_cannot_be_told_holds_up_nobody(monkeypatch: pytest.MonkeyPatch
     arena.end(arena.running[0], Cause.COMPLETE)
     hall.pump()
     assert len(waiter.answers) == 1
+
+
+@contextmanager
+def left_to_the_collector() -> Iterator[list[int]]:
+    """How many objects only the collector can free of what was made inside; the list is filled at the end."""
+    gc.collect()
+    gc.disable()
+    found: list[int] = []
+    try:
+        yield found
+        found.append(gc.collect())
+    finally:
+        gc.enable()
+
+
+class Call:
+    """A request that comes by a session of its own."""
+
+    def __init__(self, hall: Hall) -> None:
+        self.wire = Wire()
+        self.session = open_session(hall.dispatcher, lambda: hall.now_s, FULL, Book())(self.wire)
+        for message in (headers(), body()):
+            self.session.received(message.SerializeToString())
+
+
+def test_however_a_wait_ends_nothing_is_left_to_the_collector() -> None:
+    hall = Hall(1, msgspec.structs.replace(FLOW, max_requests=4))
+
+    def each_ending() -> None:
+        running = hall.serve()
+        calls = [Call(hall) for _ in range(5)]
+        assert calls[4].wire.parts() == ["immediate_response"], "no room to wait"
+        calls[0].session.closed(False)
+        hall.end(running)
+        hall.pump()
+        assert calls[1].wire.parts() == ["request_headers", "request_body"]
+        hall.pump(10.0)
+        assert calls[2].wire.parts() == ["immediate_response"], "too long"
+        for call in calls[1:]:
+            call.session.closed(False)
+        assert hall.in_flight() == 0 and hall.control.requests == 0
+
+    each_ending()
+    with left_to_the_collector() as found:
+        each_ending()
+    assert found == [0]
+
+
+def test_one_that_gave_way_leaves_nothing_to_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = Hall(1, evictions=Evictions(0.0))
+    request = hall.dispatcher._request
+
+    def gives_way() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(hall.dispatcher, "_request", below(request))
+            call = Call(hall)
+        waiter = hall.wait()
+        hall.pump(1.0)
+        assert call.wire.parts()[-1] == "immediate_response"
+        call.session.closed(False)
+        hall.pump(1.0)
+        hall.end(waiter.account)
+
+    gives_way()
+    with left_to_the_collector() as found:
+        gives_way()
+    assert found == [0]
 
 
 def test_nothing_is_said_of_evictions_where_there_are_none() -> None:
