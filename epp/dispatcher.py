@@ -315,6 +315,7 @@ class Dispatcher:
         now_s: float,
     ) -> Place | None:
         """Its place where the request has to wait, None where it may go on. Raises Drop."""
+        place: Place | None = None
         try:
             if self._passes(queue, request, now_s):
                 return None
@@ -325,6 +326,9 @@ class Dispatcher:
         except Exception as error:
             # Better out of turn than refused.
             self._faults("flow", error)
+            if place is not None and place.ticket is not None:
+                # Nobody would ever release what its turn took.
+                queue.control.cancel(place.ticket, now_s)
             return None
         return place
 
@@ -342,11 +346,17 @@ class Dispatcher:
         """Everything that a refusal entails: when to come back, the count, the log line, and the charge given back."""
         priority = request.priority if request is not None else 0
         ahead = self._queue.control.waiting(priority) if self._queue is not None else 0
-        self._returns.advise(drop, now_s, priority=priority, ahead=ahead, generation=self._endpoints.generation)
-        self._metrics.refused(*_labels(request), OUTCOMES[drop.reason])
-        self._refusals.note(drop, request, now_s)
+        try:
+            self._returns.advise(drop, now_s, priority=priority, ahead=ahead, generation=self._endpoints.generation)
+            self._metrics.refused(*_labels(request), OUTCOMES[drop.reason])
+            self._refusals.note(drop, request, now_s)
+        except Exception as error:
+            self._faults("record", error)
         if grant is not None and self._quota is not None:
-            self._quota.cancel(grant, now_s)
+            try:
+                self._quota.cancel(grant, now_s)
+            except Exception as error:
+                self._faults("quota", error)
         if self._recording is not None:
             try:
                 self._recording.refused(request, drop.reason.value, opened_s, now_s)
@@ -717,7 +727,7 @@ class Dispatcher:
         place = settled.ticket.payload
         began = self._timer()
         request = place.request
-        queue.record.ended(_labels(request), settled.ending.value, settled.waited_s)
+        self._note_ending(queue, settled)
         try:
             choice = self._choose(request, self._eligible(place.arrival.subset), now_s)
             routed = self._commit(place.arrival, place.parsed, request, choice, place.opened_s, now_s, place.grant)
@@ -774,8 +784,15 @@ class Dispatcher:
             self._refused(self._drop(self._queue, settled), place.request, place.grant, place.opened_s, now_s)
 
     def _drop(self, queue: Queue, settled: Settled[Place]) -> Drop:
-        queue.record.ended(_labels(settled.ticket.payload.request), settled.ending.value, settled.waited_s)
+        self._note_ending(queue, settled)
         return Drop(REASONS[settled.ending], _TOLD[settled.ending].format(waited_s=settled.waited_s))
+
+    def _note_ending(self, queue: Queue, settled: Settled[Place]) -> None:
+        """Its wait is over already: whoever waited has to hear of it in any case."""
+        try:
+            queue.record.ended(_labels(settled.ticket.payload.request), settled.ending.value, settled.waited_s)
+        except Exception as error:
+            self._faults("record", error)
 
     # --- what became of it -----------------------------------------------------------------------------------------
 

@@ -321,6 +321,38 @@ def test_one_that_cannot_be_answered_does_not_hold_up_others() -> None:
     assert [kind for kind, _ in hall.faults] == ["resume"]
 
 
+def broken(*args: object, **more: object) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("name", ["metrics.refused", "record.ended"])
+def test_whoever_waited_is_answered_though_it_cannot_be_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = Hall(1)
+    running = hall.serve()
+    waiters = [hall.wait(chat(headers={MAX_WAIT_HEADER: "1500"})) for _ in range(3)] + [hall.wait()]
+    owner, method = name.split(".")
+    monkeypatch.setattr(getattr(hall, owner), method, broken)
+    hall.pump(1.5)
+    assert {waiter.drop.reason for waiter in waiters[:3]} == {Reason.TTL_EXPIRED}
+    hall.end(running)
+    hall.pump()
+    assert waiters[3].account.endpoint == running.endpoint
+    assert {kind for kind, _ in hall.faults} == {"record"}
+
+
+def test_one_that_goes_on_because_of_a_bug_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = Hall(1)
+    running = hall.serve()
+    monkeypatch.setattr(hall.record, "enqueued", broken)
+    out_of_turn = hall.serve()
+    assert hall.control.requests == 0
+    hall.end(running)
+    hall.end(out_of_turn)
+    hall.pump()
+    assert hall.in_flight() == 0
+    assert [kind for kind, _ in hall.faults] == ["flow"]
+
+
 def test_an_objective_that_changes_moves_nobody_who_waits() -> None:
     store = Store(HERE_ONLY, "default")
     store.replace(Source.DIRECTORY, [objective("gold", 10), objective("silver", 5)])
@@ -485,9 +517,6 @@ def test_one_that_does_not_end_is_counted_and_another_gives_way(monkeypatch: pyt
 def test_one_that_cannot_be_told_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     arena = Arena(monkeypatch)
     hall = arena.hall
-
-    def broken(drop: Drop) -> None:
-        raise ConnectionError("gone")
 
     for account in arena.running:
         account.evict = broken
