@@ -113,7 +113,9 @@ class ProgramAware(Generic[Payload]):
         place = self._place.get(fairness_id)
         if place is not None:
             self._service[place] = attained
-        if now_s - self._swept_s >= self._settings.sweep_s or len(self._attained) > 2 * PROGRAMS_KEPT:
+        if now_s - self._swept_s >= self._settings.sweep_s or len(self._attained) > 2 * PROGRAMS_KEPT + len(
+            self._place
+        ):
             self._sweep(now_s)
 
     def attained(self, now_s: float) -> dict[str, float]:

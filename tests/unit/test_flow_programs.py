@@ -111,6 +111,20 @@ def test_programs_without_requests_are_forgotten_in_time_and_never_too_many() ->
     turns.close(open_flow)
 
 
+def test_programs_that_wait_do_not_make_each_serving_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epp.flow.programs.PROGRAMS_KEPT", 4)
+    turns: ProgramAware[str] = ProgramAware(Policies(fairness="program-aware"))
+    sweeps: list[float] = []
+    monkeypatch.setattr(turns, "_sweep", sweeps.append)
+    for number in range(20):
+        turns.open(str(number)).line.add(Ticket("", fairness_id=str(number)))
+    for number in range(28):
+        turns.served(str(number), 1.0, 1.0)
+    assert sweeps == []
+    turns.served("one more", 1.0, 1.0)
+    assert sweeps == [1.0]
+
+
 Step = tuple[str, str, float]
 
 
