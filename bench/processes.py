@@ -237,6 +237,20 @@ class Stand:
         process.wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/readyz"), ready_timeout_s)
         return process
 
+    def lean(self, args: Sequence[str]) -> tuple[int, int]:
+        """Start `epp run` with `args` and an Envoy in lean mode before it, both on free ports, and wait until they are ready.
+
+        Returns the port that clients ask and the picker's metrics port.
+        """
+        listen, admin, grpc, health, metrics = (free_port() for _ in range(5))
+        eds = self.directory.resolve() / "eds" / "servers.yaml"
+        eds.parent.mkdir()
+        ports = [f"--grpc-port={grpc}", f"--grpc-health-port={health}", f"--metrics-port={metrics}"]
+        trust = ["--secure-serving=false", "--metrics-endpoint-auth=false"]
+        self.picker(["--host=127.0.0.1", *ports, *trust, f"--envoy-eds-file={eds}", *args], metrics=metrics)
+        self.envoy(envoy_config(ENVOY_CONFIGS / "lean.yaml", listen=listen, admin=admin, picker=grpc, eds=eds))
+        return listen, metrics
+
     def replica(self, args: Sequence[str] = (), *, ready_timeout_s: float = 20.0) -> tuple[Process, int]:
         """Start a simulated model server on a free port. Returns it and its port."""
         port = free_port()

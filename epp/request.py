@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -12,6 +13,17 @@ BLOCK_BYTES = 256
 """Bytes of canonical prompt text behind one prefix fingerprint (64 tokens at 4 bytes a token)."""
 
 NO_FINGERPRINTS: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
+
+
+class TokenCounts(Protocol):
+    """The server's own account of one answer; None where it said nothing."""
+
+    @property
+    def prompt_tokens(self) -> int | None: ...
+    @property
+    def completion_tokens(self) -> int | None: ...
+    @property
+    def cached_tokens(self) -> int | None: ...
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ from bench.lab.simulation import Simulation
 from bench.lab.traces import taken, trace
 from bench.load.client import Result, run
 from bench.load.workload import Session, Turn
-from bench.processes import ENVOY_CONFIGS, ROOT, Stand, envoy_config, free_port
+from bench.processes import ROOT, Stand
 from epp.configuration import DEFAULT_TEXT, load
 
 RESULTS = ROOT / "bench" / "results"
@@ -104,24 +104,8 @@ def live(requests: Sequence[Offered], policy: str, directory: Path) -> Measured:
         # A token to a chunk would measure the machine: 8 tokens still show when the first came.
         args = ["--profile", PROFILE, "--models", BASE_MODEL, "--stream-interval", "8"]
         servers = [stand.replica(args)[1] for _ in range(SERVERS)]
-        listen, admin, grpc, health, metrics = (free_port() for _ in range(5))
-        eds = directory / "eds" / "servers.yaml"
-        eds.parent.mkdir()
-        stand.picker(
-            [
-                "--host=127.0.0.1",
-                f"--grpc-port={grpc}",
-                f"--grpc-health-port={health}",
-                f"--metrics-port={metrics}",
-                "--secure-serving=false",
-                f"--envoy-eds-file={eds}",
-                f"--config-file={config}",
-                f"--seed={_SEED}",
-                *(f"--endpoint=127.0.0.1:{port}" for port in servers),
-            ],
-            metrics=metrics,
-        )
-        stand.envoy(envoy_config(ENVOY_CONFIGS / "lean.yaml", listen=listen, admin=admin, picker=grpc, eds=eds))
+        endpoints = [f"--endpoint=127.0.0.1:{port}" for port in servers]
+        listen, _ = stand.lean([f"--config-file={config}", f"--seed={_SEED}", *endpoints])
         results = asyncio.run(run([_session(*one) for one in enumerate(requests)], f"http://127.0.0.1:{listen}"))
     return _of_results(results)
 

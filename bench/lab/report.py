@@ -97,10 +97,13 @@ def _page(findings: Findings, table: Mapping[Cell, Mapping[str, Standing]], draw
     yield f"<style>{_STYLE}</style><h1>The routing lab</h1>"
     contenders = len({one.contender for one in findings.standings})
     runs = sum(one.seeds for one in findings.standings)
+    alone = findings.seeds == 1
+    seeds = "one seed" if alone else f"{findings.seeds} seeds"
+    sure = "With one seed there are no intervals." if alone else "Intervals are 95 % confidence over the seeds."
     yield (
-        f"<p>{len(table)} cells ({findings.cells}), {contenders} policies, {findings.seeds} seeds: {runs} runs under virtual time. "
+        f"<p>{len(table)} cells ({findings.cells}), {contenders} policies, {seeds}: {runs} runs under virtual time. "
         f"<b>{DEFAULT}</b> is the picker itself with its default policy; the others are other systems' policies from their published "
-        "formulas. Intervals are 95 % confidence over the seeds.</p>"
+        f"formulas. {sure}</p>"
     )
     yield from _verdicts(verdicts(table))
     for path in drawn:

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.load.client import Result, run
 from bench.load.workload import Session
 from bench.pressure.workload import PRIORITIES, Flow
-from bench.processes import ENVOY_CONFIGS, ROOT, Stand, envoy_config, free_port
+from bench.processes import ROOT, Stand
 
 SERVERS = 2
 PROFILE = "Qwen2.5-32B@H200"
@@ -32,24 +32,13 @@ def measure(
     directory.mkdir(parents=True)
     with Stand(directory) as stand:
         servers = [stand.replica([f"--profile={PROFILE}"])[1] for _ in range(SERVERS)]
-        grpc, health, metrics, port, admin = (free_port() for _ in range(5))
-        eds = directory / "servers.yaml"
-        stand.picker(
+        port, _ = stand.lean(
             [
                 *(f"--endpoint=127.0.0.1:{server}" for server in servers),
-                *(
-                    "--host=127.0.0.1",
-                    f"--grpc-port={grpc}",
-                    f"--grpc-health-port={health}",
-                    f"--metrics-port={metrics}",
-                ),
-                *("--secure-serving=false", "--metrics-endpoint-auth=false", f"--envoy-eds-file={eds}", "--seed=1"),
-                *("--pool-name=pool", f"--resources={_objectives(directory)}"),
+                *("--seed=1", "--pool-name=pool", f"--resources={_objectives(directory)}"),
                 f"--config-file={_config(directory, flow_control)}",
-            ],
-            metrics=metrics,
+            ]
         )
-        stand.envoy(envoy_config(ENVOY_CONFIGS / "lean.yaml", listen=port, admin=admin, picker=grpc, eds=eds.resolve()))
         return asyncio.run(_everybody(f"http://127.0.0.1:{port}", flows))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epp.endpoint import Candidates, Endpoint, FloatArray, IntArray
-from epp.request import NO_FINGERPRINTS, Request
+from epp.request import NO_FINGERPRINTS, Request, TokenCounts
 
 ROOM_BYTES = 16 * 2**20
 """Most that waits for the writer: 4 s of 2,000 requests a second with prompts of 16 KB."""
@@ -106,15 +106,6 @@ class Ended(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
 
 Record = Taken | Ended
-
-
-class TokenCounts(Protocol):
-    @property
-    def prompt_tokens(self) -> int | None: ...
-    @property
-    def completion_tokens(self) -> int | None: ...
-    @property
-    def cached_tokens(self) -> int | None: ...
 
 
 class Recording:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Literal
 
 from epp.drops import Outcome, Reason
 from epp.endpoint import Endpoint
+from epp.request import TokenCounts
 
 MAX_NAMES = 1000
 """Distinct model names, target model names and fairness ids that get a label of their own."""
@@ -68,17 +69,6 @@ Row = list[float]
 
 def new_row(bounds: Bounds) -> Row:
     return [0] * (len(bounds) + 2)
-
-
-class TokenCounts(Protocol):
-    """The server's own account of one answer; None where it said nothing."""
-
-    @property
-    def prompt_tokens(self) -> int | None: ...
-    @property
-    def completion_tokens(self) -> int | None: ...
-    @property
-    def cached_tokens(self) -> int | None: ...
 
 
 Key = tuple[str, str, int, str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,8 +49,6 @@ class Watching:
         self.process = self._start()
 
     def _start(self) -> Process:
-        import sys
-
         process = self.stand.start("epp", [sys.executable, "-m", "epp", "run", *self.args])
         process.wait_until(lambda: answers(f"http://127.0.0.1:{self.metrics}/healthz"), PATIENCE_S)
         return process

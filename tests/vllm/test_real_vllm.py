@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.processes import ENVOY_CONFIGS, ROOT, Process, Stand, StartError, answers, envoy_config, free_port
+from bench.processes import ROOT, Process, Stand, StartError, answers, free_port
 from tests.integration.conftest import Answer, ask
 
 pytestmark = pytest.mark.vllm
@@ -87,25 +87,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         servers = [start_server(stand, model, f"vllm-{number}") for number in range(2)]
         for server in servers:
             server.process.wait_until(server.is_up, 300)
-        ports = [free_port() for _ in range(5)]
-        listen, admin, grpc, health, metrics = ports
-        eds = directory / "eds" / "servers.yaml"
-        eds.parent.mkdir()
-        stand.picker(
-            [
-                *(
-                    "--host=127.0.0.1",
-                    f"--grpc-port={grpc}",
-                    f"--grpc-health-port={health}",
-                    f"--metrics-port={metrics}",
-                ),
-                *(f"--envoy-eds-file={eds}", f"--config-file={CONFIG}"),
-                *("--secure-serving=false", "--metrics-endpoint-auth=false"),
-                *(f"--endpoint={server.address}" for server in servers),
-            ],
-            metrics=metrics,
+        listen, metrics = stand.lean(
+            [f"--config-file={CONFIG}", *(f"--endpoint={server.address}" for server in servers)]
         )
-        stand.envoy(envoy_config(ENVOY_CONFIGS / "lean.yaml", listen=listen, admin=admin, picker=grpc, eds=eds))
         yield World(listen, metrics, servers)
 
 
