@@ -654,7 +654,9 @@ class Dispatcher:
             return None
         blocked, told = queue.control.blocked, queue.evictions.told
         target = max(0.0, saturation - blocked[1]) if blocked is not None else 0.0
-        return Reclaim(target, told * saturation / self._in_flight() if told else 0.0)
+        in_flight = self._in_flight()
+        # Those told to end run on where their endpoints have left the pool, and take none of its room.
+        return Reclaim(target, told * saturation / in_flight if in_flight else 0.0)
 
     def _saturation(self, now_s: float) -> float:
         """How full the pool is; 1 where it has no endpoint."""

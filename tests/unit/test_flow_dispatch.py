@@ -503,6 +503,16 @@ def test_one_that_ends_by_itself_is_not_counted_as_evicted(monkeypatch: pytest.M
     assert second.answers == []
 
 
+def test_metrics_are_told_while_those_told_to_end_have_lost_their_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(monkeypatch)
+    arena.hall.wait()
+    arena.hall.pump()
+    assert len(arena.evicted) == 1
+    arena.hall.endpoints.replace([])
+    arena.hall.dispatcher.pool_changed(arena.hall.now_s)
+    assert 'pending_reclaim{inference_pool="pool"} 0.0\n' in arena.page()
+
+
 def test_one_that_does_not_end_is_counted_and_another_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     arena = Arena(monkeypatch)
     arena.hall.control.settings = msgspec.structs.replace(FLOW, ttl_s=60.0)
