@@ -214,7 +214,8 @@ FLAGS = (
         "Serving",
         "max_arriving_bytes",
         SIZE,
-        "Most that all bodies still coming in full duplex may hold together; what is too much is refused with 429.",
+        "Most that all bodies still coming in full duplex may hold together; what is too much is refused with 429. What waits in "
+        "flow control counts against its maxBytes instead.",
         shown="512MiB",
     ),
     Flag(

@@ -319,7 +319,9 @@ class Dispatcher:
         try:
             if self._passes(queue, request, now_s):
                 return None
-            place = Place(arrival, parsed, request, grant, opened_s, self._left)
+            # Its prompts are a copy of most of the body: whoever waits would hold twice what it is counted as.
+            unread = msgspec.structs.replace(parsed, prompts=())
+            place = Place(arrival, unread, request, grant, opened_s, self._left)
             self._enqueue(queue, place, now_s)
         except Drop:
             raise

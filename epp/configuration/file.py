@@ -63,12 +63,12 @@ class OldDataLayer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class BandDefaults(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A priority level's limits and policies.
+    """A priority level's limits and policies. Its `max_bytes` are 1G where not given.
 
     `request_ttl` is ours: how long its requests may wait, where that is not `defaultRequestTTL`; 0s: for ever.
     """
 
-    max_bytes: Quantity = 1_000_000_000
+    max_bytes: Quantity | None = None
     max_requests: Quantity = 5000
     fairness_policy_ref: Placed | None = None
     ordering_policy_ref: Placed | None = None
@@ -93,7 +93,8 @@ class SaturationEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
 class FlowControlEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Queues by priority in front of the pool.
 
-    With `enable_eviction` requests below priority 0 that run are ended for those of higher priority that wait.
+    All levels together hold `max_bytes`: where not given 512Mi, or the most that a level is given. With `enable_eviction` requests
+    below priority 0 that run are ended for those of higher priority that wait.
     """
 
     max_bytes: Quantity | None = None

@@ -35,6 +35,8 @@ from epp.configuration.shapes import (
 )
 from epp.configuration.text import line_of, parse
 from epp.flow.settings import (
+    ALL_BYTES,
+    BAND_BYTES,
     BandSettings,
     Fairness,
     FlowSettings,
@@ -173,6 +175,12 @@ _PRODUCERS = {
     "in_flight_load_producer_name": "inflight-load-producer",
     "producer": "core-metrics-extractor",
 }
+
+
+def _bytes_in_all(flow: FlowControlEntry) -> int:
+    """What all bands may hold where the file does not say: no band is kept from what it was given."""
+    bands = (flow.default_priority_band, flow.default_negative_priority_band, *flow.priority_bands)
+    return max([ALL_BYTES, *[band.max_bytes or 0 for band in bands if band is not None]])
 
 
 class _Entry(msgspec.Struct):
@@ -479,7 +487,7 @@ class _Loader:
             default=default,
             negative=default if negative is None else self._band(negative),
             max_requests=flow.max_requests or inf,
-            max_bytes=flow.max_bytes or inf,
+            max_bytes=flow.max_bytes or _bytes_in_all(flow),
             ttl_s=flow.default_request_ttl or inf,
             empty_ttl_s=(
                 flow.default_request_ttl if flow.no_endpoint_request_ttl is None else flow.no_endpoint_request_ttl
@@ -510,10 +518,9 @@ class _Loader:
             weights=dict(fair.weights) if isinstance(fair, parts.WeightedTokens) else {},
             programs=fair.programs() if isinstance(fair, parts.ProgramFairness) else Programs(),
         )
-        unset = BandDefaults()
         return BandSettings(
-            max_requests=entry.max_requests or unset.max_requests,
-            max_bytes=entry.max_bytes or unset.max_bytes,
+            max_requests=entry.max_requests or BandDefaults().max_requests,
+            max_bytes=entry.max_bytes or BAND_BYTES,
             ttl_s=None if entry.request_ttl is None else entry.request_ttl or inf,
             policies=policies,
         )

@@ -117,7 +117,8 @@ _END_OF_STREAM = EndOfStream()
 class Exchange:
     """Owns the state of one exchange. `default_modes` hold where the first message does not tell the modes.
 
-    What it collects of a body counts against `room`, which exchanges share, until the decision.
+    What it collects of a body counts against `room`, which exchanges share, until the body is whole: it is the dispatcher then
+    who answers for what it lets wait.
 
     `receive` takes what Envoy said, or the dispatcher's answer to an `Arrival`; that answer may come any time later.
     It returns what to do, in order. A `Started` is followed directly by its `ResponseHeadersReply`.
@@ -297,6 +298,8 @@ class Exchange:
         pieces = self._pieces
         self._body = pieces[0] if len(pieces) == 1 and type(pieces[0]) is bytes else b"".join(pieces)
         self._pieces.clear()
+        if self._collected_bytes:
+            self._give_back()
         hidden = self._modes.response is _NONE
         return [
             Arrival(
@@ -330,8 +333,6 @@ class Exchange:
         replies: list[Reply | Notice] = [*self._carry(steer), *self._owed]
         self._owed.clear()
         self._body = b""
-        if self._collected_bytes:
-            self._give_back()
         return replies + self._hang_up() if self._half_closed else replies
 
     def _carry(self, steer: Steer) -> list[Reply]:

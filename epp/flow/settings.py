@@ -17,6 +17,14 @@ least and waits longest."""
 
 LEAST_WAIT_MULTIPLE = 2.0
 
+BAND_BYTES = 1_000_000_000
+"""What a band may hold where nobody says: as the Go picker's."""
+
+ALL_BYTES = 512 * 1024 * 1024
+"""What all bands together may hold where nobody says: as much as may be arriving besides. The Go picker has no bound there, which
+is a process that runs out of memory, and everybody's wait with it.
+"""
+
 
 class Programs(msgspec.Struct, frozen=True, kw_only=True):
     """How program-aware fairness weighs. Service halves every `half_life_s`, 0: never. A program that was served nothing for
@@ -55,7 +63,7 @@ class BandSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One priority level: how much may wait, how long (None: as everywhere), and who goes first."""
 
     max_requests: int = 5000
-    max_bytes: int = 1_000_000_000
+    max_bytes: int = BAND_BYTES
     ttl_s: float | None = None
     policies: Policies = Policies()
 
@@ -93,7 +101,7 @@ class FlowSettings(msgspec.Struct, frozen=True, kw_only=True):
     default: BandSettings = BandSettings()
     negative: BandSettings = BandSettings()
     max_requests: float = inf
-    max_bytes: float = inf
+    max_bytes: float = ALL_BYTES
     ttl_s: float = 60.0
     empty_ttl_s: float = 60.0
     limit: Limit = Static()

@@ -419,7 +419,7 @@ def test_flow_control_without_its_gate_is_checked_and_warned_of() -> None:
     assert shape(found) == shape(load_default())
 
 
-def test_flow_control_defaults_are_the_go_pickers() -> None:
+def test_flow_control_defaults_are_the_go_pickers_but_never_without_a_bound() -> None:
     assert understood("").flow is None
     found = understood("featureGates: [flowControl]\n")
     assert found.flow == FlowSettings()
@@ -427,7 +427,7 @@ def test_flow_control_defaults_are_the_go_pickers() -> None:
     assert FlowSettings() == FlowSettings(
         default=BandSettings(max_requests=5000, max_bytes=1_000_000_000, policies=Policies()),
         max_requests=inf,
-        max_bytes=inf,
+        max_bytes=512 * 2**20,
         ttl_s=60.0,
         empty_ttl_s=60.0,
         limit=Static(1.0),
@@ -477,6 +477,26 @@ def test_the_other_limits_and_what_follows_what() -> None:
     follows = understood(gate + "flowControl: {defaultRequestTTL: 0s, defaultPriorityBand: {maxRequests: 3}}\n").flow
     assert follows is not None and follows.ttl_s == follows.empty_ttl_s == inf
     assert follows.negative == follows.default == BandSettings(max_requests=3)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "in_all", "default_band"),
+    [
+        ("{maxRequests: 5}", 2**29, 10**9),
+        ("{maxBytes: 0}", 2**29, 10**9),
+        ("{maxBytes: 1M}", 10**6, 10**9),
+        ("{maxBytes: 4Gi}", 2**32, 10**9),
+        ("{defaultPriorityBand: {maxBytes: 0}}", 2**29, 10**9),
+        ("{defaultPriorityBand: {maxBytes: 1k}}", 2**29, 1000),
+        ("{defaultPriorityBand: {maxBytes: 2Gi}}", 2**31, 2**31),
+        ("{defaultNegativePriorityBand: {maxBytes: 3Gi}}", 3 * 2**30, 10**9),
+        ("{priorityBands: [{priority: 1, maxBytes: 1G}, {priority: 2, maxBytes: 2G}]}", 2 * 10**9, 10**9),
+        ("{maxBytes: 1M, priorityBands: [{priority: 1, maxBytes: 1G}]}", 10**6, 10**9),
+    ],
+)
+def test_what_waits_is_always_bounded(bounds: str, in_all: int, default_band: int) -> None:
+    found = understood(f"featureGates: [flowControl]\nflowControl: {bounds}\n").flow
+    assert found is not None and (found.max_bytes, found.default.max_bytes) == (in_all, default_band)
 
 
 def test_program_aware_fairness_is_the_go_pickers() -> None:

@@ -14,6 +14,7 @@ from epp.extproc.events import (
     Modes,
     RequestBody,
     RequestHeaders,
+    RequestTrailers,
     Steer,
 )
 from epp.extproc.exchange import Exchange
@@ -45,14 +46,16 @@ def test_slow_giants_leave_room_for_small_bodies() -> None:
     assert isinstance(small[0], Arrival)
 
 
-def test_the_room_is_given_back_at_the_decision_and_at_any_end() -> None:
+def test_the_room_is_given_back_when_the_body_is_whole_and_at_any_end() -> None:
     room = Room(1_000)
-    for end in (Steer("10.0.0.1:80"), Closed(False), Closed(True)):
+    for last in (RequestBody(bytes(100), True), RequestTrailers(), Closed(False), Closed(True)):
         exchange = begun(room)
         exchange.receive(RequestBody(bytes(300), False))
         assert room.held_bytes == 300
-        exchange.receive(RequestBody(bytes(100), isinstance(end, Steer)))
-        exchange.receive(end)
+        exchange.receive(last)
+        assert room.held_bytes == 0
+        exchange.receive(Steer("10.0.0.1:80"))
+        exchange.receive(Closed(False))
         assert room.held_bytes == 0
 
 
