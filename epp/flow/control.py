@@ -264,27 +264,34 @@ class FlowControl(Generic[Payload]):
     # --- the surroundings ------------------------------------------------------------------------------------------
 
     def pool_changed(self, empty: bool, now_s: float) -> None:
-        """The pool has lost its last endpoint, or has one again: the time to live starts anew, as set for that case.
+        """The pool has lost its last endpoint, or has one again: the other time to live counts from now on.
 
-        What a client itself said it would wait for goes on. O(n log n) in what waits, once for each such change.
+        Each has its own account, which goes on where it stood: a pool that comes and goes lets nobody wait for longer than both
+        together. What a client itself said it would wait for goes on. O(n log n) in what waits, once for each such change.
         """
         if empty is self._pool_empty:
             return
+        since_s, self._pool_since_s = self._pool_since_s, now_s
         self._pool_empty = empty
-        self._pool_since_s = now_s
         self._deadlines = Heap()
         for band in self._bands.values():
             for ticket in band.tickets:
+                if not empty:
+                    ticket.empty_s += now_s - max(ticket.enqueued_s, since_s)
                 deadline_s = self._deadline_s(ticket)
                 ticket.due = self._deadlines.push(deadline_s, ticket) if deadline_s < inf else None
 
     def collect(self, now_s: float) -> None:
-        """Forget bands made on demand that had no request for `IDLE_S`. Call it now and then."""
-        for priority in tuple(self._priorities):
-            band = self._bands[priority]
-            if not band.tickets and priority not in self.settings.bands and now_s - band.idle_since_s >= IDLE_S:
+        """Forget bands made on demand that had no request for `IDLE_S`. Call it now and then: O(n) in the bands."""
+        idle = [
+            priority
+            for priority, band in self._bands.items()
+            if now_s - band.idle_since_s >= IDLE_S and not band.tickets and priority not in self.settings.bands
+        ]
+        if idle:
+            for priority in idle:
                 del self._bands[priority]
-                self._priorities.remove(priority)
+            self._priorities = [priority for priority in self._priorities if priority in self._bands]
 
     def waiting(self, priority: int) -> int:
         """How many requests wait at that priority."""
@@ -341,12 +348,11 @@ class FlowControl(Generic[Payload]):
 
     def _deadline_s(self, ticket: Ticket[Payload]) -> float:
         if self._pool_empty:
-            ttl_s = self.settings.empty_ttl_s
+            ends_s = max(ticket.enqueued_s, self._pool_since_s) + self.settings.empty_ttl_s - ticket.empty_s
         else:
             own_s = self.settings.band(ticket.priority).ttl_s
-            ttl_s = self.settings.ttl_s if own_s is None else own_s
-        since_s = max(ticket.enqueued_s, self._pool_since_s)
-        return min(since_s + ttl_s, ticket.enqueued_s + ticket.max_wait_s)
+            ends_s = ticket.enqueued_s + ticket.empty_s + (self.settings.ttl_s if own_s is None else own_s)
+        return min(ends_s, ticket.enqueued_s + ticket.max_wait_s)
 
     def _expired(self) -> Ending:
         return Ending.EVICTED_NO_ENDPOINTS if self._pool_empty else Ending.EVICTED_TTL

@@ -92,9 +92,9 @@ Limit = Static | Holdback | Reflective
 class FlowSettings(msgspec.Struct, frozen=True, kw_only=True):
     """All of flow control.
 
-    `ttl_s` bounds a wait while the pool has endpoints, `empty_ttl_s` while it has none; inf: no bound. `max_requests` and
-    `max_bytes` bound what waits in all bands together. `default` and `negative` are for priorities not in `bands`.
-    `evicts_running`: requests below priority 0 that run give way to those who wait above them.
+    `ttl_s` bounds how long a request waits in all while the pool has endpoints, `empty_ttl_s` how long while it has none; inf: no
+    bound. `max_requests` and `max_bytes` bound what waits in all bands together. `default` and `negative` are for priorities not in
+    `bands`. `evicts_running`: requests below priority 0 that run give way to those who wait above them.
     """
 
     bands: dict[int, BandSettings] = {}

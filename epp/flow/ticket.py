@@ -50,12 +50,14 @@ class Ticket(Generic[Payload]):
 
     `tokens` is what it will cost a server, at least 1: its uncached prompt. `body_bytes` is what it holds in memory. `max_wait_s` is the
     longest wait that the client accepts, `slo_deadline_s` when it wants its first token at the latest; inf where it says nothing.
-    `payload` is the caller's. The rest belongs to flow control.
+    `payload` is the caller's. The rest belongs to flow control; `empty_s` is for how long it waited while the pool was empty, up to
+    the pool's latest change.
     """
 
     __slots__ = (
         "body_bytes",
         "due",
+        "empty_s",
         "enqueued_s",
         "entered",
         "fairness_id",
@@ -87,6 +89,7 @@ class Ticket(Generic[Payload]):
         self.max_wait_s = max_wait_s
         self.slo_deadline_s = slo_deadline_s
         self.enqueued_s = 0.0
+        self.empty_s = 0.0
         self.entered = 0
         self.flow: Flow[Payload] | None = None
         self.place: Entry[Ticket[Payload]] | None = None
