@@ -22,7 +22,7 @@ from typing import Any, cast
 from bench.cost import wire
 from epp import dispatcher
 from epp.configuration import build, load_default
-from epp.dispatcher import Dispatcher, Policy, Queue
+from epp.dispatcher import Account, Dispatcher, Policy, Queue
 from epp.drops import Drop
 from epp.endpoint import NO_ADAPTERS, Endpoint, Endpoints, Report
 from epp.extproc import session
@@ -33,6 +33,7 @@ from epp.extproc.http2 import Connection
 from epp.extproc.server import Http2Server, _Link
 from epp.extproc.session import open_session
 from epp.flow.control import FlowControl
+from epp.flow.evictions import Evictions
 from epp.flow.settings import FlowSettings
 from epp.ledger import Ledger
 from epp.observe.flow import FlowRecord
@@ -41,6 +42,9 @@ from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import Pipeline, PluginFaults
 from epp.prefix.index import PrefixIndex
+from epp.resources.objects import EXPERIMENTAL, MODEL, InferenceModel, Key, PoolRef
+from epp.resources.rules import Selection
+from epp.resources.store import InForce, Source, Store
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 ANSWER = b'{"id":"1","model":"base","choices":[{"message":{"content":"ok"}}],"usage":{"prompt_tokens":600,"completion_tokens":1}}'
@@ -101,8 +105,21 @@ def endpoints(count: int, now_s: float) -> Endpoints:
     return pool
 
 
+def _sheddable() -> InForce:
+    """An object by which what asks for `wire.chat`'s model has priority -1."""
+    store = Store(Selection(("pool",)), "default")
+    model = InferenceModel(
+        key=Key(MODEL, "default", "base", EXPERIMENTAL), pool_ref=PoolRef("pool"), model_name="base", priority=-1
+    )
+    store.replace(Source.DIRECTORY, [model])
+    return store.of("pool")
+
+
 class Inside:
-    """One connection into a picker with the default policy. Must be made in a running loop."""
+    """One connection into a picker with the default policy. Must be made in a running loop.
+
+    With `sheddable` an object gives every request priority -1; with `evicts_running` as well, flow control may end it.
+    """
 
     def __init__(
         self,
@@ -110,6 +127,8 @@ class Inside:
         endpoint_count: int = 8,
         lean: bool = False,
         flow_control: bool = False,
+        sheddable: bool = False,
+        evicts_running: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         rng = random.Random(1)
@@ -128,7 +147,8 @@ class Inside:
             timer=time.perf_counter,
             faults=_fail,
             decisions=DecisionLog(),
-            queue=self._queue() if flow_control else None,
+            queue=self._queue(Evictions(0.0) if evicts_running else None) if flow_control else None,
+            resources=_sheddable() if sheddable else None,
         )
         modes = Modes(BodyMode.FULL_DUPLEX_STREAMED, BodyMode.FULL_DUPLEX_STREAMED)
         self.server = Http2Server({PROCESS: open_session(picks, clock, modes, Refusing())})
@@ -140,10 +160,9 @@ class Inside:
         self.wire.writes.clear()
         self._next = 1
 
-    def _queue(self) -> Queue:
-        return Queue(
-            FlowControl(FlowSettings(), 0.0), FlowRecord(self.metrics, "pool", "utilization-detector"), lambda: None
-        )
+    def _queue(self, evictions: Evictions[Account] | None) -> Queue:
+        record = FlowRecord(self.metrics, "pool", "utilization-detector")
+        return Queue(FlowControl(FlowSettings(), 0.0), record, lambda: None, evictions)
 
     def close(self) -> None:
         self._link.connection_lost(None)

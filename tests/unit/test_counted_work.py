@@ -107,6 +107,21 @@ class TestCalls:
         assert calls["Dispatcher._saturation"] <= REQUESTS / 2
         assert calls["Dispatcher._enqueue"] == 0
 
+    async def test_of_a_request_that_may_be_ended_while_it_runs(self) -> None:
+        may_not, may = [
+            Inside(flow_control=True, sheddable=True, evicts_running=evicts, clock=lambda: 100.0)
+            for evicts in (False, True)
+        ]
+        for one in (may_not, may):
+            one.endpoints.waiting[:], one.endpoints.kv_usage[:] = 0.0, 0.1
+        without, calls = counted(may_not, SMALL), counted(may, SMALL)
+        for one in (may_not, may):
+            one.close()
+        assert calls["Evictions.began"] == calls["Evictions.ended"] == REQUESTS
+        assert without["Evictions.began"] == 0
+        assert (calls["python"] - without["python"]) / REQUESTS <= 5
+        assert (calls["c"] - without["c"]) / REQUESTS <= 2
+
     @THOUSAND
     async def test_do_not_grow_with_the_endpoints(self, inside: Inside) -> None:
         assert counted(inside, SMALL)["python"] / REQUESTS <= 250
@@ -129,7 +144,11 @@ class TestProtobuf:
 
 
 class TestGarbage:
-    @pytest.mark.parametrize("inside", [{}, {"lean": True}], indirect=True)
+    @pytest.mark.parametrize(
+        "inside",
+        [{}, {"lean": True}, {"flow_control": True}, {"flow_control": True, "sheddable": True, "evicts_running": True}],
+        indirect=True,
+    )
     async def test_leaves_nothing_to_the_collector(self, inside: Inside) -> None:
         batch = warmed(inside, SMALL)
         gc.collect()
