@@ -20,6 +20,8 @@ from tests.integration.conftest import LEAN, Scene
 
 PRIORITIES = {"gold": 100, "silver": 10, "bronze": 0, "batch": -1}
 TENANTS = 5
+WEIGHTS = {"tenant-0": 3.0, "tenant-1": 2.0}
+"""By tenant, in every band; 1 for whoever is not named."""
 AT_ONCE = 2
 """Requests that all servers together take at a time."""
 
@@ -30,7 +32,7 @@ featureGates: [flowControl]
 plugins:
 - {type: active-request-scorer}
 - {type: concurrency-detector, parameters: {maxConcurrency: %d}}
-- {type: weighted-token-fairness-policy}
+- {type: weighted-token-fairness-policy, parameters: {weights: {tenant-0: 3, tenant-1: 2}}}
 schedulingProfiles:
 - {name: default, plugins: [{pluginRef: active-request-scorer}]}
 flowControl:
@@ -70,6 +72,11 @@ class Sent(msgspec.Struct, eq=False):
     @property
     def flow(self) -> tuple[int, str]:
         return self.priority, self.tenant
+
+    @property
+    def share(self) -> float:
+        """Bytes of its prompt by its tenant's weight."""
+        return len(self.text) / WEIGHTS.get(self.tenant, 1.0)
 
 
 class Crowd:
@@ -156,13 +163,13 @@ class Model:
 
     def __init__(self) -> None:
         self.waiting: list[Sent] = []
-        # By pair of flows that both wait without a break: how many more bytes of prompts one was given.
-        self._apart: dict[tuple[tuple[int, str], tuple[int, str]], int] = {}
-        self._longest = 0
+        # By pair of flows that both wait without a break: how many more bytes of prompts by weight one was given.
+        self._apart: dict[tuple[tuple[int, str], tuple[int, str]], float] = {}
+        self._longest: dict[tuple[int, str], float] = {}
 
     def came(self, one: Sent) -> None:
         self.waiting.append(one)
-        self._longest = max(self._longest, len(one.text))
+        self._longest[one.flow] = max(self._longest.get(one.flow, 0.0), one.share)
         self._pair()
 
     def refused(self, one: Sent) -> None:
@@ -180,9 +187,10 @@ class Model:
         self.waiting.remove(one)
         for pair in self._apart:
             if one.flow in pair:
-                self._apart[pair] += len(one.text) if one.flow == pair[0] else -len(one.text)
+                self._apart[pair] += one.share if one.flow == pair[0] else -one.share
                 # The picker counts tokens, four bytes each, rounded.
-                assert abs(self._apart[pair]) <= 2 * self._longest + 4 * len(self.waiting), "not its share"
+                longest = self._longest[pair[0]] + self._longest[pair[1]]
+                assert abs(self._apart[pair]) <= longest + 4 * len(self.waiting), "not its share"
         self._pair()
 
     def _pair(self) -> None:
@@ -260,6 +268,38 @@ async def test_four_bands_of_five_tenants_at_twice_the_capacity(
     for priority in PRIORITIES.values():
         served = len([one for one in went if one.priority == priority])
         assert scene.metric(ENDED, outcome="Dispatched", priority=str(priority)) == served
+
+
+async def test_tenants_get_tokens_by_their_weight_however_long_their_prompts(
+    make_scene: Callable[..., Scene], client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    scene = started(await asyncio.to_thread(make_scene, 1), tmp_path, each=1, waiting=200)
+    crowd = Crowd(scene, client, "turn")
+    crowd.ask("gold", "tenant-9")
+    await until(lambda: len(crowd.served()) == 1)
+    prompts = {"tenant-0": (20, 3000), "tenant-1": (40, 1000), "tenant-2": (40, 500)}
+    for tenant, (count, size) in prompts.items():
+        for _ in range(count):
+            crowd.ask("bronze", tenant, "x" * size)
+    await until(lambda: scene.metric(WAITS) == 100)
+    order: list[Sent] = []
+    while len(order) < 100:
+        scene.origins[0].turn()
+        await until(lambda: len(crowd.served()) == len(order) + 2)
+        order.append(crowd.served()[-1])
+    scene.origins[0].turn()
+    assert await crowd.settled() == {200: 101}
+
+    got = dict.fromkeys(prompts, 0.0)
+    # While all of them wait: whoever is through leaves its part to the others.
+    for one in order[:80]:
+        got[one.tenant] += one.share
+        for first, second in combinations(prompts, 2):
+            longest = sum(max(sent.share for sent in order if sent.tenant == tenant) for tenant in (first, second))
+            assert abs(got[first] - got[second]) <= longest, "not its share"
+    counts = Counter(one.tenant for one in order[:80])
+    # 48, 32 and 16 thousand bytes: three, two and one parts.
+    assert [abs(counts[tenant] - ideal) <= 1 for tenant, ideal in zip(prompts, (16, 32, 32), strict=True)] == [True] * 3
 
 
 async def test_a_burst_of_two_thousand(
