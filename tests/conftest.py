@@ -1,4 +1,4 @@
-"""Programs in Go, built while the tests run that do without them, and the API server that they make."""
+"""Programs that are made while the tests run that do without them, and the API server and the browser that they are."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import Browser
 from tests.cluster import Cluster
 from tests.tools import TOOLS, Builder, Missing
 
 FIXTURES = {
+    "browser": ("chromium",),
     "h2spec": ("h2spec",),
     "helm": ("helm",),
     "cluster": ("etcd", "kube-apiserver"),
@@ -78,6 +80,12 @@ def helm(pytestconfig: pytest.Config) -> Path:
 def envoy_gateway(pytestconfig: pytest.Config) -> Path:
     """Envoy Gateway, the control plane."""
     return _tool(pytestconfig, "envoy-gateway")
+
+
+@pytest.fixture(scope="session")
+def browser(pytestconfig: pytest.Config) -> Browser:
+    """Chromium."""
+    return Browser(_tool(pytestconfig, "chromium"))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench import ink
 from bench.cost.rows import ROWS, Result
 from bench.processes import ROOT
 
@@ -100,17 +101,16 @@ def _number(value: float | None) -> str:
 
 def plot(everything: Sequence[Stored]) -> None:
     """What every row costs in shares of its budget, beside the Go picker."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     results = [stored.result for stored in everything if stored.result.budget > 0]
     places = list(range(len(results), 0, -1))
-    figure, axes = plt.subplots(figsize=(9, 0.36 * len(results) + 1.4))
+    figure, axes = ink.figure(9, 0.34 * len(results) + 1.4)
     shares = [max(result.value / result.budget, 0.02) for result in results]
-    colours = ["#2a7f62" if result.within else "#c0392b" for result in results]
-    axes.barh(places, shares, color=colours, height=0.62, zorder=2)
+    for within, colour, name in ((True, ink.RIVAL, "epp, within its budget"), (False, ink.OURS, "epp, over it")):
+        kind = [n for n, result in enumerate(results) if result.within is within]
+        if kind:
+            axes.barh(
+                [places[n] for n in kind], [shares[n] for n in kind], color=colour, height=0.62, zorder=2, label=name
+            )
     theirs = [
         (result.go_picker / result.budget, place)
         for result, place in zip(results, places, strict=True)
@@ -118,19 +118,18 @@ def plot(everything: Sequence[Stored]) -> None:
     ]
     if theirs:
         across, down = [share for share, _ in theirs], [place for _, place in theirs]
-        axes.scatter(across, down, marker="D", s=22, color="#555555", zorder=3, label="Go picker v0.10")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        axes.scatter(across, down, marker="D", s=24, color=ink.SERIES[0], zorder=3, label="Go picker v0.10")
     axes.axvline(1.0, color="black", linewidth=1, zorder=3)
-    axes.set_xscale("log")
+    ink.ratio_axis(axes.xaxis, [*shares, *(share for share, _ in theirs)])
     axes.set_yticks(places, [result.title for result in results])
     axes.set_ylim(0.4, len(results) + 0.6)
-    axes.set_xlabel("share of the budget (1 = the budget; logarithmic)")
-    axes.grid(axis="x", color="#dddddd", zorder=0)
+    axes.set_xlabel(
+        "÷ the budget (logarithmic)\n1 r: the CPU of a bare grpc.aio echo of the same request in the same run"
+    )
+    axes.grid(visible=False, axis="y")
     for result, place in zip(results, places, strict=True):
-        told = f"{_with_unit(result.value, result)} of {_with_unit(result.budget, result)}"
-        axes.text(1.01, place, told, transform=axes.get_yaxis_transform(), va="center", fontsize=7)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(RESULTS / "cost.png", dpi=130)
-    plt.close(figure)
+        unit = " r" if result.unit == "r" else ""
+        told = f"{_with_unit(result.value, result)} of {_with_unit(result.budget, result)}{unit}"
+        axes.text(1.01, place, told, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5)
+    ink.legend_above(axes)
+    figure.savefig(RESULTS / "cost.png", dpi=110)

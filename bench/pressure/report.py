@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from bench import ink
 from bench.load.client import Result
 from bench.pressure.workload import PRIORITIES, TENANTS, Flow, Offer
 
@@ -75,12 +76,10 @@ def write(report: Report, directory: Path) -> None:
 
 
 def _draw(report: Report, path: Path) -> None:
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, grid = plt.subplots(2, 2, figsize=(11, 6.4), sharex=True, sharey="row", height_ratios=(3, 1.1))
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1.1))
     places = {
         flow: 6 * band + n for band, name in enumerate(PRIORITIES) for n, flow in enumerate((name, t) for t in TENANTS)
     }
@@ -101,34 +100,44 @@ def _draw(report: Report, path: Path) -> None:
         f"Four priorities of five tenants, {offered:,.0f} prompt tokens/s offered to servers that take {served:,.0f}",
         fontsize=11,
     )
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _draw_run(times: Any, counts: Any, title: str, run: Sequence[Seen], places: Mapping[Flow, int]) -> None:
     at = [places[one.objective, one.tenant] for one in run]
     median = [one.ttft_p50_s for one in run]
     tail = [one.ttft_p90_s for one in run]
-    colours = ["#b5651d" if one.tenant == "long" else "#2b6ca3" for one in run]
+    colours = [ink.OURS if one.tenant == "long" else ink.RIVAL for one in run]
     times.set_title(title, fontsize=10)
-    times.grid(axis="y", alpha=0.3)
+    for axes in (times, counts):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=ink.GRID)
+        axes.set_axisbelow(True)
     for place, low, high, colour in zip(at, median, tail, colours, strict=True):
         if low is not None:
             times.plot([place, place], [low, high], color=colour, linewidth=1.5, alpha=0.6)
             times.plot([place], [low], "o", color=colour, markersize=5)
             times.plot([place], [high], "_", color=colour, markersize=9)
     for colour, name in (
-        ("#2b6ca3", "a tenant: p50 (dot) to p90 (dash)"),
-        ("#b5651d", "one with prompts 4 times as long"),
+        (ink.RIVAL, "a tenant: p50 (dot) to p90 (dash)"),
+        (ink.OURS, "one with prompts 4 times as long"),
     ):
         times.plot([], [], "o", color=colour, label=name)
     answered, refused = [one.answered for one in run], [one.refused for one in run]
     failed = [one.failed for one in run]
-    counts.bar(at, answered, color="#4c9f70", label="answered")
-    counts.bar(at, refused, bottom=answered, color="#d9c26a", label="429 with Retry-After")
+    counts.bar(at, answered, color=ink.GREY, label="answered")
+    counts.bar(
+        at,
+        refused,
+        bottom=answered,
+        color="white",
+        edgecolor=ink.SERIES[0],
+        hatch="////",
+        linewidth=0.5,
+        label="429 with Retry-After",
+    )
     if any(failed):
         below = [a + r for a, r in zip(answered, refused, strict=True)]
-        counts.bar(at, failed, bottom=below, color="#b03030", label="failed")
+        counts.bar(at, failed, bottom=below, color=ink.OURS, label="failed")
     counts.set_xticks([6 * band + 2 for band in range(len(PRIORITIES))])
     counts.set_xticklabels([f"{name}\npriority {priority}" for name, priority in PRIORITIES.items()], fontsize=9)

@@ -1,14 +1,13 @@
-"""Plots of a comparison as SVG text."""
+"""Plots of a comparison as SVG text. The first configuration is dark grey, the others have colours and dashes."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any
 
 import numpy as np
 
+from bench import ink
 from bench.replay.comparison import Row
 from bench.replay.histogram import BUCKETS, LEAST_S, quantiles
 from bench.replay.measures import Unit
@@ -17,106 +16,117 @@ from bench.replay.tally import STRETCHES, Tally
 
 _LOG_STEP = np.log(1.01)
 _EDGES_S = LEAST_S * np.exp(_LOG_STEP * np.arange(1, BUCKETS + 1))
+_WIDTH = 7.5
 
 
 def distribution(tallies: Sequence[Tally], names: Sequence[str]) -> str:
     """Share of requests whose first token came within so many seconds."""
-    figure, axes = _figure(7.5, 4.0)
-    for one, name in zip(tallies, names, strict=True):
+    figure, axes = ink.figure(_WIDTH, 4.0)
+    seen: list[float] = []
+    for one, (name, colour, dashes) in zip(tallies, _lines(names), strict=True):
         counts = one.histograms["ttft"].sum(axis=0)
         if counts.sum():
             shares = np.cumsum(counts) / counts.sum()
             shown = (shares > 0.001) & (shares < 0.9995)
-            axes.plot(_EDGES_S[shown], 100 * shares[shown], label=name)
-    axes.set_xscale("log")
-    axes.set_xlabel("time to first token, seconds")
-    axes.set_ylabel("% of requests at most")
-    axes.legend(frameon=False)
-    return _svg(figure)
+            axes.plot(_EDGES_S[shown], 100 * shares[shown], label=name, color=colour, linestyle=dashes)
+            seen += _EDGES_S[shown].tolist()
+    ink.seconds_axis(axes.xaxis, seen)
+    axes.set_xlabel("time to first token")
+    axes.set_ylabel("requests that have it by then, %")
+    ink.legend_above(axes)
+    return ink.svg(figure, "distribution")
 
 
 def course(tallies: Sequence[Tally], names: Sequence[str], begin_s: float) -> str:
-    """The ninetieth percentile of time to first token, and requests, along the trace."""
-    figure, axes = _figure(7.5, 3.2)
+    """The ninetieth percentile of time to first token along the trace."""
+    figure, axes = ink.figure(_WIDTH, 3.4)
     pieces = 25
     group = STRETCHES // pieces
-    for one, name in zip(tallies, names, strict=True):
+    seen: list[float] = []
+    end_s = begin_s + tallies[0].span_s / tallies[0].runs
+    scale_s, unit = next((one for one in _UNITS if end_s >= 2 * one[0]), (1.0, "seconds"))
+    for one, (name, colour, dashes) in zip(tallies, _lines(names), strict=True):
         counts = one.histograms["ttft"].reshape(pieces, group, -1).sum(axis=1)
-        minutes = (begin_s + (np.arange(pieces) + 0.5) * one.span_s / one.runs / pieces) / 60
-        axes.plot(minutes, quantiles(counts, 0.9), label=name)
-    axes.set_yscale("log")
-    axes.set_xlabel("minutes of the trace")
-    axes.set_ylabel("TTFT p90, seconds")
-    axes.legend(frameon=False)
-    return _svg(figure)
+        at = (begin_s + (np.arange(pieces) + 0.5) * one.span_s / one.runs / pieces) / scale_s
+        p90_s = quantiles(counts, 0.9)
+        axes.plot(at, p90_s, label=name, color=colour, linestyle=dashes)
+        seen += p90_s.tolist()
+    ink.seconds_axis(axes.yaxis, seen)
+    axes.set_xlabel(f"{unit} since the trace began")
+    axes.set_ylabel("time to first token, p90")
+    ink.legend_above(axes)
+    return ink.svg(figure, "course")
+
+
+_UNITS = ((86_400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
 
 
 def differences(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Every measure's difference from the first configuration with its interval; left is less."""
+    """Every measure's difference from the first configuration with its interval; hollow where it may be chance."""
     shown = [row for row in rows if all(_known(row, index) for index in range(1, len(names)))]
-    figure, axes = _figure(7.5, 0.5 + 0.3 * max(1, len(shown)))
-    height = 0.7 / max(1, len(names) - 1)
-    for index, name in enumerate(names[1:], 1):
-        at = np.arange(len(shown)) + (index - 1) * height
-        found = [row.cells[index].difference for row in shown]
-        middle = np.array([100 * one.value for one in found if one is not None])
-        low = np.array([100 * one.low for one in found if one is not None])
-        high = np.array([100 * one.high for one in found if one is not None])
-        axes.errorbar(
-            middle,
-            at,
-            xerr=[np.maximum(0, middle - low), np.maximum(0, high - middle)],
-            fmt="o",
-            ms=4,
-            label=name,
-            capsize=2,
-        )
-    axes.axvline(0, color="0.6", lw=1)
-    axes.set_yticks(
-        np.arange(len(shown)),
-        [f"{row.measure.name}{' (points)' if row.measure.unit is Unit.SHARE else ''}" for row in shown],
-    )
+    others = len(names) - 1
+    figure, axes = ink.figure(_WIDTH, 1.2 + (0.18 + 0.14 * others) * max(1, len(shown)))
+    height = 0.7 / max(1, others)
+    for index, (name, colour, _) in enumerate(_lines(names)[1:], 1):
+        for place, row in enumerate(shown):
+            found = row.cells[index].difference
+            assert found is not None
+            axes.errorbar(
+                [100 * found.value],
+                [place + (index - (others + 1) / 2) * height],
+                xerr=[
+                    [max(0.0, 100 * (found.value - found.low))],
+                    [max(0.0, 100 * (found.high - found.value))],
+                ],
+                fmt="o",
+                ms=5,
+                color=colour,
+                mfc=colour if found.sure else "white",
+                capsize=2,
+                label=name if place == 0 else None,
+            )
+    axes.axvline(0, color=ink.SERIES[0], lw=1)
+    axes.set_yticks(np.arange(len(shown)), [_named(row) for row in shown])
     axes.invert_yaxis()
-    axes.set_xlabel(f"% more than {names[0]}")
-    axes.legend(frameon=False)
-    return _svg(figure)
+    axes.set_xlabel(f"difference from {names[0]}, % (of shares: points)")
+    ink.legend_above(axes)
+    return ink.svg(figure, "differences")
+
+
+def _named(row: Row) -> str:
+    points = ", points" if row.measure.unit is Unit.SHARE else ""
+    return f"{row.measure.name}{points} {'←' if row.measure.less_is_better else '→'}"
 
 
 def tradeoff(trials: Sequence[Trial], best: Trial) -> str:
     """Every trial by time to first token and throughput, with the frontier."""
-    figure, axes = _figure(7.5, 4.5)
+    figure, axes = ink.figure(_WIDTH, 4.5)
     edge = frontier(trials)
-    axes.plot(
-        [one.tokens_per_s for one in trials], [one.ttft_p90_s for one in trials], "o", ms=4, color="0.7", label="trials"
-    )
-    axes.plot([one.tokens_per_s for one in edge], [one.ttft_p90_s for one in edge], "o-", ms=5, label="frontier")
-    axes.plot(trials[0].tokens_per_s, trials[0].ttft_p90_s, "s", ms=9, label="as it was")
-    axes.plot(best.tokens_per_s, best.ttft_p90_s, "*", ms=14, label="chosen")
-    axes.set_yscale("log")
-    axes.set_xlabel(f"tokens served a second at {PRESSED:g} times the speed")
-    axes.set_ylabel("TTFT p90, seconds")
-    axes.legend(frameon=False)
-    return _svg(figure)
+    for group, marks in (
+        (trials, {"marker": "o", "ms": 4, "ls": "", "color": ink.PALE, "label": "tried"}),
+        (edge, {"marker": "o", "ms": 5, "ls": "-", "color": ink.RIVAL, "label": "nothing beats these in both"}),
+        (trials[:1], {"marker": "s", "ms": 9, "ls": "", "color": ink.SERIES[0], "label": "as it was"}),
+        ([best], {"marker": "*", "ms": 15, "ls": "", "color": ink.OURS, "label": "chosen"}),
+    ):
+        axes.plot([one.tokens_per_s for one in group], [one.ttft_p90_s for one in group], **marks)
+    ink.seconds_axis(axes.yaxis, [one.ttft_p90_s for one in trials])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel(f"tokens served a second at {PRESSED:g} times the recorded speed (more is better)")
+    axes.set_ylabel("time to first token, p90 (less is better)")
+    ink.legend_above(axes)
+    return ink.svg(figure, "tradeoff")
+
+
+def _lines(names: Sequence[str]) -> list[tuple[str, str, object]]:
+    """Name, colour and dashes of each configuration."""
+    colours, dashes = ink.SERIES, ink.DASHES
+    return [
+        # From the seventh on colours come again, with other dashes.
+        (name, colours[index % len(colours)], dashes[(index + index // len(colours)) % len(dashes)])
+        for index, name in enumerate(names)
+    ]
 
 
 def _known(row: Row, index: int) -> bool:
     found = row.cells[index].difference
     return found is not None and isfinite(found.value)
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    # Late: it takes a second, and who asks for no report does not need it.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    whole = text.getvalue()
-    return whole[whole.index("<svg") :]

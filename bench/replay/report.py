@@ -1,25 +1,18 @@
-"""The comparison as one HTML file that needs nothing else."""
+"""The comparison as one HTML file that needs nothing else: what came out first, then the table, the plots, and what was compared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.page import document, figure, table, text
 from bench.replay import plots
 from bench.replay.comparison import Cell, Row
 from bench.replay.course import Candidate, ReplayError
 from bench.replay.measures import Measure
 from bench.replay.tally import Tally
-from bench.replay.wording import difference, is_better, value
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; } th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
-th:first-child, td:first-child { text-align: left; } code { color: #666; } svg { max-width: 100%; height: auto; }
-.better { color: #17722f; } .worse { color: #b3261e; } .unsure { color: #888; } .failed { color: #b3261e; font-weight: 600; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 13px; }
-"""
+from bench.replay.wording import answers, difference, is_better, value
+from epp.configuration.defaults import DEFAULT_TEXT
 
 
 def render(
@@ -33,56 +26,91 @@ def render(
 ) -> str:
     """`about` says what was replayed on what; `verdicts` are lines with whether they failed."""
     names = [one.name for one in candidates]
+    several = len(names) > 1
     parts = [
-        *(f"<p>{escape(line)}</p>" for line in about),
-        *(f'<p class="{"failed" if failed else ""}">{escape(line)}</p>' for line, failed in verdicts),
+        *answer(answers(rows, names)),
+        *(f'<p class="{"bad" if failed else "good"}">{text(line)}</p>' for line, failed in verdicts),
         table_of(rows, names),
-        "<p>In brackets the bounds within which the difference stays in 95 of 100 traces made of this one's stretches; grey where it may "
-        "be chance. Servers are simulated: compare columns, and take a column's own numbers for what such servers would do.</p>",
+        *([_HOW_SURE] if several else []),
+        *(f'<p class="small">{text(line)}</p>' for line in about),
+        '<p class="small">Servers are simulated: trust differences more than values.</p>',
         "<h2>Time to first token</h2>",
-        plots.distribution(tallies, names),
-        plots.course(tallies, names, begin_s),
+        figure(
+            plots.distribution(tallies, names),
+            "Share of requests by time to first token",
+            "How many requests have their first token by when: what is further left is faster, and the right end is the slowest few.",
+        ),
+        figure(
+            plots.course(tallies, names, begin_s),
+            "p90 time to first token along the trace",
+            "The same as the trace goes on: nine in ten requests of each twenty-fifth of its time are faster than the line.",
+        ),
     ]
-    if len(names) > 1:
-        parts += ["<h2>Differences</h2>", plots.differences(rows, names)]
+    if several:
+        parts += [
+            "<h2>Differences</h2>",
+            figure(
+                plots.differences(rows, names),
+                f"Differences from {names[0]} with their intervals",
+                "Filled: surely another; hollow: may be chance. The arrow at a measure's name points to the better side.",
+            ),
+        ]
     parts += ["<h2>Configurations</h2>", *(configuration(one) for one in candidates)]
-    return page("Replay", parts)
+    return document(f"Replay: {_pairing(names)}", parts)
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """A whole document."""
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
-    return "\n".join([head, *parts, "</html>\n"])
+def _pairing(names: Sequence[str]) -> str:
+    first, *others = names
+    return f"{' and '.join(others)} against {first}" if others else first
 
 
-def write(path: Path, text: str) -> None:
+_HOW_SURE = (
+    '<p class="small">In brackets the bounds within which the difference stays in 95 of 100 traces made of this one\'s stretches. '
+    "Where they hold 0 it may be chance: ≈.</p>"
+)
+
+
+def answer(lines: Sequence[str]) -> Iterator[str]:
+    """What a reader came for, in words."""
+    yield '<div class="answer">'
+    for line in lines:
+        yield f"<p>{text(line)}</p>"
+    yield "</div>"
+
+
+def write(path: Path, page: str) -> None:
     """Raises ReplayError."""
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ReplayError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def table_of(rows: Sequence[Row], names: Sequence[str]) -> str:
-    first, *others = (escape(name) for name in names)
-    head = f"<th></th><th>{first}</th>" + "".join(f"<th>{name}</th><th>difference</th>" for name in others)
-    return f"<table><tr>{head}</tr>{''.join(map(_row, rows))}</table>"
+    first, *others = (text(name) for name in names)
+    head = ['<th class="text">measure', f"<th>{first}", *(f"<th>{name}<th>difference" for name in others)]
+    return table(head, map(_row, rows))
 
 
 def _row(row: Row) -> str:
     measure = row.measure
-    cells = f"<td>{measure.text} <code>{measure.name}</code></td>"
-    return f"<tr>{cells}{''.join(_cell(cell, measure) for cell in row.cells)}</tr>"
+    cells = "".join(_cell(cell, measure) for cell in row.cells)
+    return f'<tr><td class="text">{text(measure.text)} <code>{measure.name}</code></td>{cells}</tr>'
 
 
 def _cell(cell: Cell, measure: Measure) -> str:
     shown = f"<td>{value(cell.value, measure.unit)}</td>"
     if cell.difference is None:
         return shown
-    kind = {True: "better", False: "worse", None: "unsure"}[is_better(cell.difference, measure)]
-    return f'{shown}<td class="{kind}">{difference(cell.difference, measure)}</td>'
+    kind, word = _JUDGED[is_better(cell.difference, measure)]
+    return f'{shown}<td class="{kind}">{difference(cell.difference, measure)} {word}</td>'
+
+
+_JUDGED = {True: ("good", "better"), False: ("bad", "worse"), None: ("open", "≈")}
 
 
 def configuration(candidate: Candidate) -> str:
-    text = candidate.text if candidate.text is not None else "# built in"
-    return f"<h3>{escape(candidate.name)}</h3><pre>{escape(text)}</pre>"
+    """Its whole text, folded."""
+    built_in = " (built in)" if candidate.text is None else ""
+    whole = candidate.text if candidate.text is not None else DEFAULT_TEXT
+    return f"<details><summary>{text(candidate.name)}{built_in}</summary><pre>{text(whole)}</pre></details>"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import msgspec
 from rich.table import Table
 
+from bench.page import document, figure, table, text
 from bench.replay import display, plots, wording
 from bench.replay.comparison import Row, compare
 from bench.replay.course import Candidate, ReplayError, Setting
 from bench.replay.knobs import Knob, knobs, turned
 from bench.replay.options import tallies_of
-from bench.replay.report import configuration, page, table_of, write
+from bench.replay.report import answer, configuration, table_of, write
 from bench.replay.search import PRESSED, Trial, changes, chosen, frontier, measure, search
 
 SEARCHED = 0.7
@@ -72,6 +72,9 @@ def tuned(wish: Tuning, setting: Setting, processes: int | None) -> bool:
     screen.print(_frontier_table(trials, best, known))
     screen.print()
     if best is trials[0]:
+        if wish.report is not None:
+            write(wish.report, _report(about, trials, best, known, wish.base, None))
+            screen.print(f"wrote {wish.report}", highlight=False)
         screen.print("nothing better was found; the file stays as it is", highlight=False)
         return False
     changed = Candidate("tuned", turned(wish.base.text, best.values, known))
@@ -81,7 +84,7 @@ def tuned(wish: Tuning, setting: Setting, processes: int | None) -> bool:
     screen.print(_throughput(confirmation), highlight=False)
     screen.print()
     if wish.report is not None:
-        write(wish.report, _report(about, trials, best, known, confirmation, wish.base, changed))
+        write(wish.report, _report(about, trials, best, known, wish.base, (confirmation, changed)))
         screen.print(f"wrote {wish.report}", highlight=False)
     if not confirmation.holds:
         screen.print("the gain did not hold on the last part; nothing is written", highlight=False)
@@ -115,13 +118,17 @@ def _frontier_table(trials: Sequence[Trial], best: Trial, known: Sequence[Knob])
     result.add_column("ttft_p90", justify="right")
     result.add_column(f"tokens/s at {PRESSED:g}x", justify="right")
     result.add_column("changed")
-    shown = [*frontier(trials)]
-    for one in [trials[0], *(one for one in shown if one is not trials[0])]:
+    for one in _best_known(trials):
         told = "as it was" if one is trials[0] else "; ".join(changes(known, one.values))
         result.add_row(
             wording.seconds(one.ttft_p90_s), f"{one.tokens_per_s:,.0f}", told, style="green" if one is best else None
         )
     return result
+
+
+def _best_known(trials: Sequence[Trial]) -> list[Trial]:
+    """The file as it was, and the frontier."""
+    return [trials[0], *(one for one in frontier(trials) if one is not trials[0])]
 
 
 def _throughput(confirmation: Confirmation) -> str:
@@ -164,29 +171,53 @@ def _report(
     trials: Sequence[Trial],
     best: Trial,
     known: Sequence[Knob],
-    confirmation: Confirmation,
     base: Candidate,
-    changed: Candidate,
+    confirmed: tuple[Confirmation, Candidate] | None,
 ) -> str:
-    rows = "".join(
-        f"<tr><td>{escape('; '.join(changes(known, one.values)) or 'as it was')}</td>"
-        f"<td>{wording.seconds(one.ttft_p90_s)}</td><td>{one.tokens_per_s:,.0f}</td></tr>"
-        for one in frontier(trials)
-    )
-    head = f"<tr><th>changed</th><th>ttft_p90</th><th>tokens/s at {PRESSED:g}×</th></tr>"
-    return page(
-        "Tuning",
-        [
-            *(f"<p>{escape(line)}</p>" for line in about),
-            plots.tradeoff(trials, best),
-            f"<table>{head}{rows}</table>",
+    """`confirmed` is what the best trial came to on the last part, with its configuration; None where the file as it was is the best."""
+    parts = [*answer([_outcome(trials, best, known, confirmed)])]
+    if confirmed is not None:
+        confirmation, _ = confirmed
+        parts += [
             "<h2>On the part that was not searched</h2>",
             table_of(confirmation.rows, ["as it was", "tuned"]),
-            f"<p>{escape(_throughput(confirmation))}</p>",
-            "<h2>Configurations</h2>",
-            configuration(base),
-            configuration(changed),
-        ],
+            f"<p>{text(_throughput(confirmation))}</p>",
+        ]
+    parts += [
+        "<h2>What was tried</h2>",
+        figure(
+            plots.tradeoff(trials, best),
+            "Every trial by time to first token and throughput",
+            "On the part that was searched; each dot is one set of numbers. Better is lower and further right.",
+        ),
+        table(
+            ["<th class=text>changed", "<th>ttft_p90", f"<th>tokens/s at {PRESSED:g}×"],
+            (
+                f'<tr><td class="text long">{text("; ".join(changes(known, one.values)) or "as it was")}</td>'
+                f"<td>{wording.seconds(one.ttft_p90_s)}</td><td>{one.tokens_per_s:,.0f}</td></tr>"
+                for one in _best_known(trials)
+            ),
+        ),
+        *(f'<p class="small">{text(line)}</p>' for line in about),
+        "<h2>Configurations</h2>",
+        configuration(base),
+        *([configuration(confirmed[1])] if confirmed is not None else []),
+    ]
+    return document(f"Tuning of {base.name}", parts)
+
+
+def _outcome(
+    trials: Sequence[Trial], best: Trial, known: Sequence[Knob], confirmed: tuple[Confirmation, Candidate] | None
+) -> str:
+    if confirmed is None:
+        return f"Nothing better was found in {len(trials)} trials: the file stays as it is."
+    cell = _row(confirmed[0].rows, "ttft_p90").cells[1]
+    assert cell.difference is not None
+    gain = wording.difference(cell.difference, _row(confirmed[0].rows, "ttft_p90").measure)
+    if not confirmed[0].holds:
+        return f"What was best where it was searched did not hold on the rest of the log (ttft_p90 {gain}): the file stays as it is."
+    return (
+        f"ttft_p90 changes by {gain} on traffic that was not searched, with {'; '.join(changes(known, best.values))}."
     )
 
 

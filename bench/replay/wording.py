@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
-from bench.replay.comparison import Difference
+from bench.replay.comparison import Cell, Difference, Row
 from bench.replay.measures import Measure, Unit
 
 UNKNOWN = "–"
@@ -17,7 +18,7 @@ def value(number: float, unit: Unit) -> str:
         return seconds(number)
     if unit is Unit.SHARE:
         return f"{100 * number:.1f} %"
-    return f"{number:.2f}"
+    return f"{number:.2f}/s" if unit is Unit.RATE else f"{number:.2f}"
 
 
 def seconds(number: float) -> str:
@@ -51,3 +52,45 @@ def span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}"
     return f"{seconds:.1f} seconds"
+
+
+def answers(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """What the comparison comes to, a sentence or two for each configuration but the first; of one alone what it does."""
+    named = {row.measure.name: row for row in rows}
+    first = named["ttft_p90"].cells[0]
+    if len(names) == 1:
+        shown = [f"{row.measure.text} {value(row.cells[0].value, row.measure.unit)}" for row in _told(named)]
+        return [f"{names[0]}: {', '.join(shown)}."]
+    return [
+        f"{name} against {names[0]}: the first token's p90 is {_compared(first, named['ttft_p90'], index)}. {_counted(rows, index)}"
+        for index, name in enumerate(names[1:], 1)
+    ]
+
+
+def _told(named: Mapping[str, Row]) -> list[Row]:
+    return [named[name] for name in ("ttft_p90", "e2e_p90", "hit", "attained")]
+
+
+def _compared(first: Cell, row: Row, index: int) -> str:
+    cell, measure = row.cells[index], row.measure
+    values = f"{value(cell.value, measure.unit)} where it was {value(first.value, measure.unit)}"
+    found = cell.difference
+    if found is None or not isfinite(found.value):
+        return values
+    word = {True: "better", False: "worse", None: "which may be chance"}[is_better(found, measure)]
+    return f"{values}, {difference(found, measure)}: {word}"
+
+
+def _counted(rows: Sequence[Row], index: int) -> str:
+    judged: dict[bool, list[str]] = {True: [], False: []}
+    for row in rows:
+        found = row.cells[index].difference
+        better = is_better(found, row.measure) if found is not None and isfinite(found.value) else None
+        if better is not None:
+            judged[better].append(row.measure.name)
+    if not (judged[True] or judged[False]):
+        return "In no measure do the two surely differ on this traffic."
+    listed = [
+        f"{word} in {', '.join(judged[key])}" for word, key in (("better", True), ("worse", False)) if judged[key]
+    ]
+    return f"Surely {' and surely '.join(listed)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import msgspec
@@ -211,6 +212,7 @@ class TestReport:
         written = write(findings, tmp_path)
         assert {path.name for path in written} == {
             "lab.json",
+            "lab-ranking.png",
             "lab-load.png",
             "lab-cells.png",
             "lab-variations.png",
@@ -218,8 +220,8 @@ class TestReport:
         }
         assert read(tmp_path / "lab.json") == findings
         page = (tmp_path / "lab.html").read_text()
-        assert page.count("data:image/png;base64,") == 3
-        assert "http://" not in page
-        assert "https://" not in page
+        assert page.count("<svg") == 3
+        assert not re.search(r'(src|href)="(?!#|data:)|@import|url\((?!#)', page)
+        assert "in 3 of 3 cells" in page and "meets 4 everywhere" in page
         assert "&lt;Tom &amp; Jerry&gt;" in page
         assert "-10.0%" in page

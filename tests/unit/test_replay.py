@@ -262,7 +262,7 @@ class TestReplay:
             assert re.search(rf"\b{name}\b.*\d.*…", result.output), name
         page = report.read_text()
         assert page.count("<svg") == 3 and "least-loaded" in page and "scorer" in page
-        assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', page)
+        assert not re.search(r'(src|href)="(?!#|data:)|@import|url\((?!#)', page)
 
     def test_fails_where_a_condition_holds(self, tmp_path: Path) -> None:
         log = mooncake(tmp_path / "log.jsonl")

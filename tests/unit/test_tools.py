@@ -41,6 +41,12 @@ def test_without_go_it_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
         built()
 
 
+def test_without_npm_the_browser_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+    with pytest.raises(Missing, match="chromium comes by npm, which is not installed"):
+        built("chromium")
+
+
 def test_what_is_there_needs_no_go(bin_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
     bin_directory.mkdir()
