@@ -173,12 +173,15 @@ class Engine:
         return self._next_start_s()
 
     def advance(self, until_s: float) -> list[Event]:
-        """Let time pass. Returns what happened, in order. In how many pieces time passes makes no difference."""
+        """Let time pass. Returns what happened, in order. In how many pieces time passes makes no difference.
+
+        Until inf: until nothing is left to do, and no further.
+        """
         events: list[Event] = []
         while True:
             if self._step is None:
                 start_s = self._next_start_s()
-                if start_s > until_s:
+                if start_s > until_s or start_s == math.inf:
                     break
                 self._step = self._begin(start_s)
             if self._step.steady:
@@ -187,7 +190,8 @@ class Engine:
                 break
             self._end(self._step, events)
             self._step = None
-        self.now_s = max(self.now_s, until_s)
+        if until_s < math.inf:
+            self.now_s = max(self.now_s, until_s)
         return events
 
     def forget_adapter(self, adapter: str) -> None:
@@ -235,16 +239,19 @@ class Engine:
     def _continue_running(self) -> tuple[list[tuple[_Running, int]], bool]:
         """(chunks, whether anything was preempted): last come, first preempted, until blocks suffice."""
         chunks: list[tuple[_Running, int]] = []
-        budget = self.profile.max_num_batched_tokens
+        budget, size = self.profile.max_num_batched_tokens, self.profile.block_size
         preempted = False
         while len(chunks) < len(self._running) and budget:
             entry = self._running[len(chunks)]
-            count = min(entry.tokens - entry.computed, budget)
-            if self._missing_blocks(entry, count) > self._pool.free:
-                self._preempt(self._running.pop())
-                preempted = True
-                continue
-            self._extend(entry, count)
+            computed = entry.computed
+            count = min(entry.tokens - computed, budget)
+            # One token within a block needs no memory and fills nothing: nearly all of the work there is.
+            if count > 1 or (computed + 1) % size < 2:
+                if self._missing_blocks(entry, count) > self._pool.free:
+                    self._preempt(self._running.pop())
+                    preempted = True
+                    continue
+                self._extend(entry, count)
             chunks.append((entry, count))
             budget -= count
         return chunks, preempted
@@ -333,19 +340,17 @@ class Engine:
             if entry.gone:
                 continue
             entry.computed += count
-            if entry.computed < entry.tokens:
+            tokens = entry.tokens
+            if entry.computed < tokens:
                 continue
-            if entry.tokens < entry.goal:
-                self._produce(entry, events)
-            if entry.tokens == entry.goal:
+            if tokens < entry.goal:
+                if tokens == entry.work.prompt_tokens:
+                    self._prompt_tokens += tokens
+                    events.append(FirstToken(entry.work.id, self.now_s, entry.cached_tokens))
+                entry.tokens = tokens = tokens + 1
+                self._generated_tokens += 1
+            if tokens == entry.goal:
                 self._finish(entry, events)
-
-    def _produce(self, entry: _Running, events: list[Event]) -> None:
-        if entry.tokens == entry.work.prompt_tokens:
-            self._prompt_tokens += entry.tokens
-            events.append(FirstToken(entry.work.id, self.now_s, entry.cached_tokens))
-        entry.tokens += 1
-        self._generated_tokens += 1
 
     def _finish(self, entry: _Running, events: list[Event]) -> None:
         if not entry.work.output_tokens:

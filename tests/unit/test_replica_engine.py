@@ -239,6 +239,17 @@ def test_an_aborted_request_gives_back_its_memory_at_once() -> None:
     assert server.stats().aborted == 3
 
 
+def test_time_without_end_passes_until_nothing_is_left_to_do() -> None:
+    server = engine(frontend_s=0.001)
+    assert server.advance(math.inf) == []
+    server.submit(Work("late", 100, 1000), 5.0)
+    end_s = finished(server.advance(math.inf))["late"].at_s
+    assert server.advance(math.inf) == []
+    assert server.now_s == end_s > 5.0
+    server.submit(Work("later", 100, 10), end_s)
+    assert set(finished(server.advance(math.inf))) == {"later"}
+
+
 # LoRA
 
 
