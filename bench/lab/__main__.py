@@ -1,6 +1,6 @@
 """The lab's command line.
 
-    python -m bench.lab [quick|full] [--seeds N] [--processes N] [--only TEXT] [--contender NAME ...] [--out DIRECTORY]
+    python -m bench.lab [quick|standard|full] [--seeds N] [--processes N] [--only TEXT] [--contender NAME ...] [--out DIRECTORY]
 
 Measures the knees that are not known yet, runs every contender in every cell, and writes lab.html, lab.json and pictures.
 `--only` leaves the cells in whose name the text occurs; with it or --contender, which runs only the named ones, what lab.json has of the
@@ -31,7 +31,7 @@ RESULTS = ROOT / "bench" / "results"
 _TOLD = 20
 """Lines of progress where the output is no terminal."""
 
-SEEDS = {"quick": 2, "full": 3}
+SEEDS = {"quick": 2, "standard": 3, "full": 3}
 
 
 def main(arguments: list[str]) -> int:
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         prog="python -m bench.lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("cells", nargs="?", default="quick", choices=(*SETS, "report"))
-    parser.add_argument("--seeds", type=int, help="runs of each cell and policy; 2 for quick, 3 for full")
+    parser.add_argument("--seeds", type=int, help="runs of each cell and policy; 2 for quick, else 3")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--only", default="", help="only cells whose name has this text")
     parser.add_argument(

@@ -1,4 +1,7 @@
-"""Another system's policy as a router: it sees scrapes, its own requests, and the answers whole."""
+"""Another system's policy as a router: it sees scrapes, its own requests, and of answers what the scene shows.
+
+In lean mode that is their end alone: no first token, no usage. None of them has a way to look at some.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,18 @@ _NOTHING = Scraped()
 class Baseline:
     """Implements `bench.lab.router.Router` and `bench.policies.View`."""
 
-    def __init__(self, policy: Policy, world: World, rng: random.Random) -> None:
+    def __init__(self, policy: Policy, world: World, rng: random.Random, *, sees_answers: bool = True) -> None:
         self.now_s = 0.0
         self.rng = rng
         self.servers: Sequence[int] = ()
         self._policy = policy
         self._world = world
+        self._sees_answers = sees_answers
         self._scraped: dict[int, Scraped] = {}
         self._held: dict[str, Flight] = {}
         self._asked: dict[str, Asked] = {}
         self._routed = policy.routed if isinstance(policy, SeesRouted) else _nothing
-        self._first_token = policy.first_token if isinstance(policy, SeesFirstToken) else _nothing
+        self._first_token = policy.first_token if sees_answers and isinstance(policy, SeesFirstToken) else _nothing
         self._ended = policy.finished if isinstance(policy, SeesEnd) else _nothing
         self._release = policy.release if isinstance(policy, Holds) else None
 
@@ -76,7 +80,8 @@ class Baseline:
         self._changed()
 
     def finished(self, flight: Flight, now_s: float, *, whole: bool) -> None:
-        self._ended(self._asked.pop(flight.id), flight.server, flight.offered.output_tokens if whole else 0, now_s)
+        output_tokens = flight.offered.output_tokens if whole and self._sees_answers else 0
+        self._ended(self._asked.pop(flight.id), flight.server, output_tokens, now_s)
         self._changed()
 
     def asked(self, server: int, now_s: float) -> None:
@@ -131,7 +136,7 @@ def baseline(new_policy: Callable[[], Policy]) -> NewRouter:
     """A fresh policy for each run."""
 
     def new(world: World, scene: Scene, seed: int) -> Router:
-        return Baseline(new_policy(), world, random.Random(seed))
+        return Baseline(new_policy(), world, random.Random(seed), sees_answers=not scene.lean)
 
     return new
 

@@ -35,7 +35,8 @@ WORKLOADS: Mapping[str, Workload] = {
         Workload("groups", "Qwen3-32B/tp2@H100"),
         Workload("root", "Llama-3.1-8B@H100"),
         Workload("documents", "Llama-3.1-8B@A100-80"),
-        Workload("answers", "Llama-3.1-8B@A100-80"),
+        # So many that the run is several times as long as its longest answers.
+        Workload("answers", "Llama-3.1-8B@A100-80", per_server=1000),
         Workload("adapters", "Llama-3.1-8B@H100", adapter_slots=8),
         Workload("sessions", "Llama-3.1-8B@H200", per_server=100),
     )
@@ -44,7 +45,7 @@ WORKLOADS: Mapping[str, Workload] = {
 PLAIN = "plain"
 VARIATIONS: Mapping[str, str] = {
     PLAIN: "full duplex, metrics scraped every second",
-    "lean": "the picker sees of 1 % of the answers more than that they ended",
+    "lean": "of an answer its end alone is seen; the picker has 1 % of them shown. The Go picker cannot run so",
     "fresh metrics": "metrics scraped every 50 ms",
     "metrics 1 s old": "scraped every second, of a state 1 s before that",
     "metrics 5 s old": "scraped every second, of a state 5 s before that",
@@ -133,17 +134,45 @@ def full() -> list[Cell]:
         if variation not in (PLAIN, "few adapter slots", "mixed GPUs")
         for load in (0.8, 1.3)
     ]
-    of_one_model = [
+    return [*plain, *varied, *_mixed_gpus(), *_slots(), *_root()]
+
+
+def _mixed_gpus() -> list[Cell]:
+    return [
         Cell(trace=trace, servers=9, load=load, variation="mixed GPUs")
         for trace in ("azure-code", "root", "adapters")
         for load in (0.8, 1.3)
     ]
-    slots = [Cell(trace="adapters", servers=8, load=load, variation="few adapter slots") for load in (0.5, 0.8)]
-    root = [
+
+
+def _slots() -> list[Cell]:
+    return [Cell(trace="adapters", servers=8, load=load, variation="few adapter slots") for load in (0.5, 0.8)]
+
+
+def _root() -> list[Cell]:
+    return [
         Cell(trace="root", servers=8, load=1.0, variation=variation)
         for variation in ("lean", "metrics 5 s old", "no metrics")
     ]
-    return [*plain, *varied, *of_one_model, *slots, *root]
+
+
+def standard() -> list[Cell]:
+    """What the default policy is held to: every trace on 8 servers at every load; smaller and larger pools, and every variation that
+    a requirement speaks of, below the knee and past it."""
+    plain = [Cell(trace=trace, servers=8, load=load) for trace in WORKLOADS for load in LOADS]
+    sizes = [
+        Cell(trace=trace, servers=n, load=load)
+        for trace in (*_SHARING, "root", "agents", "adapters")
+        for n in (4, 16)
+        for load in (0.8, 1.3)
+    ]
+    varied = [
+        Cell(trace=trace, servers=8, load=load, variation=variation)
+        for trace in _SHARING
+        for variation in ("lean", "metrics 5 s old", "no metrics", "half speed", "loss", "two pickers")
+        for load in (0.8, 1.3)
+    ]
+    return [*plain, *sizes, *varied, *_mixed_gpus(), *_slots(), *_root()]
 
 
 def quick() -> list[Cell]:
@@ -156,4 +185,4 @@ def quick() -> list[Cell]:
     return [*plain, *varied]
 
 
-SETS = {"quick": quick, "full": full}
+SETS = {"quick": quick, "standard": standard, "full": full}

@@ -25,7 +25,7 @@ _SEED = 1
 
 
 def measure(workload: Workload, servers: int) -> float:
-    """Raises ValueError where neither policy serves enough however slowly requests come."""
+    """Raises ValueError where neither policy serves enough however slowly requests come, or one does however fast."""
     found = max(_knee(workload, servers, name) for name in REFERENCES)
     if not found:
         raise ValueError(f"{key(workload, servers)} has no knee: the SLO cannot be kept at any speed")
@@ -57,14 +57,18 @@ def _knee(workload: Workload, servers: int, policy: str) -> float:
     return bisect(holds)
 
 
-def bisect(holds: Callable[[float], bool], *, precision: float = 1.03, least: float = 1 / 64) -> float:
+def bisect(
+    holds: Callable[[float], bool], *, precision: float = 1.03, least: float = 1 / 64, most: float = 1024.0
+) -> float:
     """The highest value at which `holds`, which is true up to some value and false from there on, to a factor of `precision`.
 
-    0.0 where it does not hold even at `least`.
+    0.0 where it does not hold even at `least`. Raises ValueError where it does at `most`.
     """
     low = high = 1.0
     if holds(low):
         while holds(high := 2 * low):
+            if high > most:
+                raise ValueError(f"it holds at {most:g} still: the run is too short to be held up")
             low = high
     else:
         while not holds(low := high / 2):

@@ -16,6 +16,9 @@ T_95 = (math.inf, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t for 95 % confidence, both sides, by degrees of freedom; more have the last."""
 
 
+COMPARED = ("ttft_p90", "longest_ttft_p99", "goodput_rps", "hit")
+
+
 class Estimate(msgspec.Struct, frozen=True):
     """The mean over seeds; with 95 % confidence the true one is within `half_width` of it (0 where one seed says nothing of that)."""
 
@@ -24,12 +27,13 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """One contender in one cell."""
+    """One contender in one cell. `runs` has what is compared with other contenders (`COMPARED`) by seed."""
 
     cell: Cell
     contender: str
     seeds: int
     numbers: dict[str, Estimate]
+    runs: dict[str, dict[int, float]] = {}
 
     def mean(self, name: str) -> float:
         return self.numbers[name].mean
@@ -44,6 +48,7 @@ def numbers(summary: Summary) -> dict[str, float]:
         "captured": summary.captured,
         "request_spread": summary.request_spread,
         "token_spread": summary.token_spread,
+        "work_spread": summary.work_spread,
         "refused": summary.refused / summary.requests,
         "lost": summary.lost / summary.requests,
     }
@@ -73,16 +78,35 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def standings(results: Iterable[Result]) -> list[Standing]:
     """One for each cell and contender, in that order."""
-    runs: dict[tuple[Cell, str], list[dict[str, float]]] = {}
+    runs: dict[tuple[Cell, str], dict[int, dict[str, float]]] = {}
     for result in results:
-        runs.setdefault((result.job.cell, result.job.contender), []).append(numbers(result.summary))
+        runs.setdefault((result.job.cell, result.job.contender), {})[result.job.seed] = numbers(result.summary)
     return [
-        Standing(cell, contender, len(found), _together(found)) for (cell, contender), found in sorted(runs.items())
+        Standing(cell, contender, len(found), _together([*found.values()]), _by_seed(found))
+        for (cell, contender), found in sorted(runs.items())
     ]
+
+
+def ratio(one: Standing, other: Standing, name: str) -> Estimate:
+    """`one` ÷ `other`, seed by seed, because a seed is the same requests to both: that is far surer than the ratio of their means.
+
+    Of the means where no seed has both.
+    """
+    own, theirs = one.runs.get(name, {}), other.runs.get(name, {})
+    pairs = [(own[seed], theirs[seed]) for seed in own if seed in theirs] or [(one.mean(name), other.mean(name))]
+    return estimate([mine / their for mine, their in pairs])
 
 
 def _together(runs: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
     return {name: estimate([run[name] for run in runs if name in run]) for run in runs for name in run}
+
+
+def _by_seed(runs: Mapping[int, Mapping[str, float]]) -> dict[str, dict[int, float]]:
+    return {
+        name: {seed: _short(run[name]) for seed, run in sorted(runs.items()) if name in run}
+        for name in COMPARED
+        if any(name in run for run in runs.values())
+    }
 
 
 def by_cell(standings: Iterable[Standing]) -> dict[Cell, dict[str, Standing]]:

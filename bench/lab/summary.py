@@ -13,6 +13,9 @@ from bench.replica.profiles import Profile
 WARM_UP = 0.2
 """Share of the requests, the first ones, that is not looked at: caches fill."""
 
+ANSWER_TOKENS = 12.0
+"""How many tokens of a prompt take as long as one of an answer: 11 to 18 in a batch of 40, on every server that the lab has."""
+
 _LONGEST = 0.1
 _QUANTILES = (0.5, 0.9, 0.99)
 
@@ -63,8 +66,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     Latencies are of requests that got an answer. `longest_*` are of the tenth with the longest prompts, `tenant_ttft_p90_s` of each tenant.
     `goodput_rps` counts requests within the SLO, by the time that the trace offers them in. `hit` is cached ÷ prompt tokens, `captured` cached tokens ÷
-    those that an endless cache of all servers would have held (1 where it would have held none). `request_spread` and `token_spread` are max ÷ mean over
-    the servers of requests and of uncached prompt tokens.
+    those that an endless cache of all servers would have held (1 where it would have held none). `request_spread`, `token_spread` and
+    `work_spread` are max ÷ mean over the servers of requests, of uncached prompt tokens, and of these and answers (`ANSWER_TOKENS`) together.
     """
 
     requests: int
@@ -83,6 +86,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     captured: float
     request_spread: float
     token_spread: float
+    work_spread: float
 
 
 def summarise(records: Iterable[Record], servers: int, slo: Slo, *, warm_up: float = WARM_UP) -> Summary:
@@ -114,6 +118,7 @@ def summarise(records: Iterable[Record], servers: int, slo: Slo, *, warm_up: flo
         captured=cached / available if available else 1.0,
         request_spread=_spread(done, servers, [1.0] * len(done)),
         token_spread=_spread(done, servers, [float(one.prompt_tokens - one.cached_tokens) for one in done]),
+        work_spread=_spread(done, servers, [_work(one) for one in done]),
     )
 
 
@@ -134,6 +139,10 @@ def _by_tenant(done: Sequence[Record]) -> dict[str, float]:
         if one.tenant:
             by_tenant.setdefault(one.tenant, []).append(one.ttft_s)
     return {tenant: float(np.quantile(values, 0.9)) for tenant, values in sorted(by_tenant.items())}
+
+
+def _work(record: Record) -> float:
+    return record.prompt_tokens - record.cached_tokens + ANSWER_TOKENS * record.output_tokens
 
 
 def _spread(done: Sequence[Record], servers: int, weights: Sequence[float]) -> float:

@@ -101,13 +101,15 @@ class SeesRouted(Protocol):
 
 @runtime_checkable
 class SeesFirstToken(Protocol):
+    """Nobody sees a first token in lean mode."""
+
     def first_token(self, request: Asked, server: int, now_s: float) -> None: ...
 
 
 @runtime_checkable
 class SeesEnd(Protocol):
     def finished(self, request: Asked, server: int, output_tokens: int, now_s: float) -> None:
-        """The answer's end, or that of its server. Called exactly once for every routed request."""
+        """The answer's end, or that of its server; 0 tokens then, and in lean mode. Called exactly once for every routed request."""
         ...
 
 

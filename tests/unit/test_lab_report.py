@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bench.lab.cells import SETS, VARIATIONS, WORKLOADS, Cell, scene
 from bench.lab.contenders import CONTENDERS, DEFAULT
 from bench.lab.knee import bisect
-from bench.lab.outcome import Estimate, Standing, by_cell, estimate, numbers, standings
+from bench.lab.outcome import Estimate, Standing, by_cell, estimate, numbers, ratio, standings
 from bench.lab.record import Outcome, Record
 from bench.lab.report import Findings, joined, read, write
 from bench.lab.running import Job, Result, knee_key, run
@@ -62,6 +62,7 @@ class TestSummary:
         assert got.goodput_rps == pytest.approx(10 / 9)
         assert got.request_spread == 1.0
         assert got.token_spread == pytest.approx(425 / 422.5)
+        assert got.work_spread == pytest.approx((425 + 5 * 12 * 11) / (422.5 + 5 * 12 * 11))
 
     def test_the_warm_up_is_left_out_and_the_lost_count_against_the_slo(self) -> None:
         records = [record(number) for number in range(8)]
@@ -99,6 +100,10 @@ class TestKnee:
 
     def test_what_never_holds_has_none(self) -> None:
         assert bisect(lambda speed: False) == 0.0
+
+    def test_what_always_holds_is_no_measurement(self) -> None:
+        with pytest.raises(ValueError, match="too short"):
+            bisect(lambda speed: True)
 
 
 class TestCells:
@@ -143,6 +148,17 @@ class TestOutcome:
         (standing,) = standings(results)
         assert (standing.contender, standing.seeds) == ("x", 2)
         assert standing.mean("ttft_p90") == pytest.approx(0.2)
+
+    def test_two_contenders_are_compared_seed_by_seed(self) -> None:
+        cell = Cell(trace="root", servers=2, load=1.0)
+        found = {("x", 1): 0.1, ("x", 2): 0.4, ("y", 1): 0.2, ("y", 2): 0.8, ("z", 3): 0.5}
+        results = [
+            Result(Job(cell, seed, name, 1.0), summarise([record(n, ttft_s=t) for n in range(10)], 2, SLO), 0.0)
+            for (name, seed), t in found.items()
+        ]
+        x, y, z = standings(results)
+        assert ratio(x, y, "ttft_p90") == Estimate(0.5, 0.0)
+        assert ratio(y, z, "ttft_p90") == Estimate(1.0, 0.0)
 
     def test_what_was_never_measured_is_left_out(self) -> None:
         refused = summarise([record(1, outcome=Outcome.REFUSED, server=-1)], 2, SLO, warm_up=0.0)

@@ -247,6 +247,22 @@ class TestChance:
         shifted = run(trace, Scene(servers=(H100,) * 3, lean=True, clock_offset_s=offset_s), picker(load_default()))
         assert [one.server for one in shifted] == [one.server for one in plain]
 
+    def test_in_lean_mode_a_policy_hears_of_an_answer_that_it_ended(self) -> None:
+        heard: list[tuple[str, int]] = []
+
+        class Listening(RoundRobin):
+            def first_token(self, request: Asked, server: int, now_s: float) -> None:
+                heard.append(("first", 0))
+
+            def finished(self, request: Asked, server: int, output_tokens: int, now_s: float) -> None:
+                heard.append(("end", output_tokens))
+
+        for lean in (False, True):
+            run([offered(0.0, 1)], Scene(servers=(H100,), lean=lean), baseline(Listening))
+        first, whole, end = heard
+        assert (first[0], whole[0], end) == ("first", "end", ("end", 0))
+        assert whole[1] > 0
+
 
 class TestWaiting:
     def test_a_picker_that_lets_wait_bounds_what_is_in_flight(self) -> None:
