@@ -6,7 +6,7 @@ requests in ten within the SLO (`usual_slo`), found by bisection to 3 % on one s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,15 +21,39 @@ from bench.lab.traces import taken, trace
 PATH = Path(__file__).parent / "knees.json"
 REFERENCES = ("least request", "Go picker 3:2:2")
 SERVED = 0.9
+PRECISION = 1.03
 _SEED = 1
+_LEAST, _MOST = 1 / 64, 1024.0
 
 
-def measure(workload: Workload, servers: int) -> float:
-    """Raises ValueError where neither policy serves enough however slowly requests come, or one does however fast."""
-    found = max(_knee(workload, servers, name) for name in REFERENCES)
+def measure(workload: Workload, servers: int, expected: float | None = None) -> float:
+    """`expected`, where something is, is where to begin to look.
+
+    Raises ValueError where neither policy serves enough however slowly requests come, or one does however fast.
+    """
+    found = 0.0
+    for name in REFERENCES:
+        holds = _holds(workload, servers, name)
+        # Of the second only what is beyond the first's knee has to be known.
+        if found and not holds(found * PRECISION):
+            continue
+        begin = found or expected
+        found = max(found, bisect(holds, begin, stride=1.2) if begin else bisect(holds))
     if not found:
         raise ValueError(f"{key(workload, servers)} has no knee: the SLO cannot be kept at any speed")
     return found
+
+
+def expected(workload: Workload, servers: int, knees: Mapping[str, float]) -> float | None:
+    """What a knee of the same workload on another number of servers lets expect; None where there is none."""
+    return next(
+        (
+            speed * servers / n
+            for n in (8, 4, 16)
+            if (speed := knees.get(key(workload, n))) is not None and n != servers
+        ),
+        None,
+    )
 
 
 def known() -> dict[str, float]:
@@ -45,7 +69,7 @@ def key(workload: Workload, servers: int) -> str:
     return f"{workload.trace} on {servers} × {workload.profile}"
 
 
-def _knee(workload: Workload, servers: int, policy: str) -> float:
+def _holds(workload: Workload, servers: int, policy: str) -> Callable[[float], bool]:
     profile = workload.server()
     scene = Scene(servers=(profile,) * servers, seed=_SEED)
     requests = list(taken(trace(workload.trace, _SEED), workload.per_server * servers, 1.0))
@@ -54,28 +78,27 @@ def _knee(workload: Workload, servers: int, policy: str) -> float:
         run = Simulation(taken(requests, len(requests), speed), scene, CONTENDERS[policy]())
         return summarise(run.records(), servers, usual_slo(profile)).attained >= SERVED
 
-    return bisect(holds)
+    return holds
 
 
-def bisect(
-    holds: Callable[[float], bool], *, precision: float = 1.03, least: float = 1 / 64, most: float = 1024.0
-) -> float:
-    """The highest value at which `holds`, which is true up to some value and false from there on, to a factor of `precision`.
+def bisect(holds: Callable[[float], bool], begin: float = 1.0, *, stride: float = 2.0) -> float:
+    """The highest value at which `holds`, which is true up to some value and false from there on, to a factor of `PRECISION`. Looked
+    for from `begin` on, by factors of `stride` until it is between two of them.
 
-    0.0 where it does not hold even at `least`. Raises ValueError where it does at `most`.
+    0.0 where it does not hold even at 1/64. Raises ValueError where it does at 1,024.
     """
-    low = high = 1.0
+    low = high = begin
     if holds(low):
-        while holds(high := 2 * low):
-            if high > most:
-                raise ValueError(f"it holds at {most:g} still: the run is too short to be held up")
+        while holds(high := stride * low):
+            if high > _MOST:
+                raise ValueError(f"it holds at {high:g} still: the run is too short to be held up")
             low = high
     else:
-        while not holds(low := high / 2):
+        while not holds(low := high / stride):
             high = low
-            if high <= least:
+            if high <= _LEAST:
                 return 0.0
-    while high / low > precision:
+    while high / low > PRECISION:
         middle = (low * high) ** 0.5
         if holds(middle):
             low = middle

@@ -79,15 +79,16 @@ def in_parallel(jobs: Sequence[Job], processes: int | None = None) -> Iterator[R
 def measure_knees(cells: Iterable[Cell], processes: int | None = None) -> Iterator[tuple[str, float]]:
     """The knees of `cells` that were not measured before, as they are found; they are kept."""
     wanted = {(cell.trace, cell.servers) for cell in cells}
+    known = knee.known()
     missing = [
-        (WORKLOADS[name], servers)
+        (WORKLOADS[name], servers, knee.expected(WORKLOADS[name], servers, known))
         for name, servers in sorted(wanted)
-        if knee.key(WORKLOADS[name], servers) not in knee.known()
+        if knee.key(WORKLOADS[name], servers) not in known
     ]
     with _pool(processes) as pool:
         futures = {pool.submit(knee.measure, *one): one for one in missing}
         for future in as_completed(futures):
-            workload, servers = futures[future]
+            workload, servers, _ = futures[future]
             found = {knee.key(workload, servers): future.result()}
             knee.keep(found)
             yield from found.items()

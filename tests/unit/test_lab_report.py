@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bench.lab.cells import SETS, VARIATIONS, WORKLOADS, Cell, scene
 from bench.lab.contenders import CONTENDERS, DEFAULT
-from bench.lab.knee import bisect
+from bench.lab.knee import bisect, expected, key
 from bench.lab.outcome import Estimate, Standing, by_cell, estimate, numbers, ratio, standings
 from bench.lab.record import Outcome, Record
 from bench.lab.report import Findings, joined, read, write
@@ -93,10 +93,17 @@ class TestSummary:
 
 
 class TestKnee:
-    @given(st.floats(0.02, 500.0))
-    def test_it_is_found_to_three_percent(self, knee: float) -> None:
-        found = bisect(lambda speed: speed <= knee)
+    @given(st.floats(0.02, 500.0), st.floats(0.5, 2.0), st.floats(1.2, 2.0))
+    def test_it_is_found_to_three_percent_wherever_one_begins(self, knee: float, begin: float, stride: float) -> None:
+        found = bisect(lambda speed: speed <= knee, begin, stride=stride)
         assert knee / 1.031 <= found <= knee
+
+    def test_it_is_expected_in_proportion_to_the_servers(self) -> None:
+        workload = WORKLOADS["root"]
+        knees = {key(workload, 8): 4.0, key(workload, 4): 3.0}
+        assert expected(workload, 16, knees) == 8.0
+        assert expected(workload, 8, knees) == 6.0
+        assert expected(WORKLOADS["groups"], 16, knees) is None
 
     def test_what_never_holds_has_none(self) -> None:
         assert bisect(lambda speed: False) == 0.0
