@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from epp import configuration
-from epp.cli import cli, settings_of
-from epp.cli import run as run_command
+from epp.cli import cli
+from epp.cli.run import command, settings_of
 from epp.kubernetes.objects import plural, policies
 from epp.settings import Settings
 from tests.charts.arguments import CONFIGS, THEIRS
@@ -25,9 +25,7 @@ from tests.charts.render import CHARTS, GOLDEN, ROOT, Made, containers, objects,
 def settings(args: list[str]) -> Settings:
     """What `epp run` makes of `args`. Raises click.ClickException."""
     # Below `epp`, as in life: a command keeps the help flags of the context that it met first.
-    context: click.Context = run_command.make_context(
-        "run", list(args), parent=click.Context(cli, **cli.context_settings)
-    )
+    context: click.Context = command.make_context("run", list(args), parent=click.Context(cli, **cli.context_settings))
     return settings_of(context.params, {"NAMESPACE": "inference"})
 
 

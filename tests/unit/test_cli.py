@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
@@ -18,7 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epp import configuration
-from epp.cli import FLAGS, GROUPS, WIDTH, cli, go_style, settings_of
+from epp.cli import COMMANDS, WIDTH, cli
+from epp.cli.flag import GROUPS
+from epp.cli.run import settings_of
+from epp.cli.run_flags import FLAGS
+from epp.cli.serving import go_style
 from epp.settings import Settings
 
 GO_FLAGS = shlex.split("""
@@ -451,3 +457,19 @@ def test_the_version() -> None:
 
 def test_an_unknown_command_is_wrong_usage() -> None:
     assert epp("rnu").exit_code == 2
+
+
+def test_every_command_is_in_the_module_of_its_name() -> None:
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None and command.name == name
+    listed = [line.split(None, 1) for line in epp("--help").output.partition("Commands:\n")[2].splitlines()]
+    assert [tuple(row) for row in listed] == sorted(COMMANDS.items())
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    told = "import sys; from epp.cli import cli; cli(['--help'], standalone_mode=False); print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True).stdout
+    loaded = output.splitlines()[-1].split()
+    assert "epp.cli" in loaded
+    assert not {"numpy", "epp.configuration", "epp.settings", *(f"epp.cli.{name}" for name in COMMANDS)} & set(loaded)
