@@ -122,6 +122,7 @@ class Pool:
         )
         self.scraper = self._scraper(shared, rng)
         self._eds = _eds_file(settings, name)
+        self._told_later: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Pool {self.name}, {len(self.endpoints)} endpoints>"
@@ -140,6 +141,8 @@ class Pool:
     async def close(self) -> None:
         """End what runs for it. Safe to call twice. Exchanges that are open may still end."""
         self._ticker.close()
+        if self._told_later is not None:
+            self._told_later.cancel()
         # Where pools come and go, what is shown of their members would add up for ever.
         self._metrics.forget(self.endpoints.members)
         if self.scraper is not None:
@@ -161,8 +164,8 @@ class Pool:
         if self._eds is not None:
             self._eds.publish(self.endpoints.members)
         if was_empty and self._eds is not None:
-            asyncio.get_running_loop().call_later(ENVOY_FOLLOWS_S, self._changed)
-        else:
+            self._tell_later()
+        elif self._told_later is None:
             self._changed()
         log.info(
             "pool %s: %d endpoints (%d added, %d removed)",
@@ -201,7 +204,14 @@ class Pool:
             interval_s=shared.settings.refresh_metrics_interval_s,
         )
 
+    def _tell_later(self) -> None:
+        """Who waits for a first endpoint hears of it when Envoy knows it, whatever others come in between."""
+        if self._told_later is not None:
+            self._told_later.cancel()
+        self._told_later = asyncio.get_running_loop().call_later(ENVOY_FOLLOWS_S, self._changed)
+
     def _changed(self) -> None:
+        self._told_later = None
         self.dispatcher.pool_changed(asyncio.get_running_loop().time())
 
     def _pump(self, now_s: float) -> bool:

@@ -17,7 +17,7 @@ from google.protobuf import json_format
 
 from epp.app import Picker
 from epp.assembly import read_configuration
-from epp.endpoint import Adapters, Report
+from epp.endpoint import Adapters, Endpoint, Report
 from epp.ports import PROCESS
 from epp.resources.document import read_manifest
 from epp.resources.store import Source
@@ -431,3 +431,32 @@ class TestSettings:
             one.start()
         assert (tmp_path / "english.log").exists()
         await whole.pools.close()
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_who_waits_for_a_first_endpoint_goes_when_envoy_knows_it_whatever_comes_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = HEADER + "featureGates: [flowControl]\ndataLayer: {injectDefaults: false}\n"
+    whole = await serving(settings("only", config_text=waiting, envoy_eds_file=tmp_path / "eds.yaml"))
+    only = whole.pools.first
+    assert only is not None
+    first, second = [Endpoint(name=f"pod-{n}", address=f"10.0.0.{n}", port=8000) for n in (1, 2)]
+    monkeypatch.setattr("epp.pool.ENVOY_FOLLOWS_S", 3600.0)
+    only.replace([])
+    call = Call(whole)
+    for members in ([first], [first, second], [], [second]):
+        only.replace(members)
+        await turns()
+        assert len(call.wire.sent) == 2, "it goes to a server unknown to Envoy"
+    monkeypatch.setattr("epp.pool.ENVOY_FOLLOWS_S", 0.0)
+    only.replace([])
+    only.replace([first])
+    only.replace([first, second])
+    await turns()
+    assert call.picked.startswith("10.0.0.")
+    await only.close()
