@@ -12,8 +12,9 @@ import tracemalloc
 from collections.abc import Callable
 from typing import get_args
 
+from epp.account import Place
 from epp.configuration import build, load
-from epp.dispatcher import Dispatcher, Place, Policy, Queue
+from epp.dispatcher import Dispatcher, Policy
 from epp.endpoint import Endpoint, Endpoints, Report
 from epp.flow.control import FlowControl
 from epp.flow.settings import BandSettings, Fairness, FlowSettings, Holdback, Ordering, Policies
@@ -26,6 +27,7 @@ from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
 from epp.request import Request
+from epp.waiting import Queue, Waits
 
 WAITING = 10_000
 TENANTS = 50
@@ -103,7 +105,7 @@ def passing_us(settings: FlowSettings, waits_below: bool) -> float:
     return per_call_us(work)
 
 
-def dispatcher_of(detector: str, endpoints: int, saturation: float) -> tuple[Dispatcher, Queue]:
+def waits_of(detector: str, endpoints: int, saturation: float) -> Waits:
     """With a pool that is about so full, and a queue in which nobody waits."""
     text = (
         "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
@@ -136,17 +138,18 @@ def dispatcher_of(detector: str, endpoints: int, saturation: float) -> tuple[Dis
         decisions=DecisionLog(),
         queue=queue,
     )
-    return dispatcher, queue
+    assert dispatcher._waits is not None
+    return dispatcher._waits
 
 
 def added_us(detector: str, endpoints: int, saturation: float) -> float:
     """To a request that need not wait, at the dispatcher: saturation, the question, the count."""
-    dispatcher, queue = dispatcher_of(detector, endpoints, saturation)
+    waits = waits_of(detector, endpoints, saturation)
     request = Request(request_id="1", path="/v1/completions", model="base", target_model="base", headers={})
 
     def work() -> int:
         for _ in range(5000):
-            assert dispatcher._passes(queue, request, 0.0)
+            assert waits._passes(request, 0.0)
         return 5000
 
     return per_call_us(work)
@@ -154,11 +157,11 @@ def added_us(detector: str, endpoints: int, saturation: float) -> float:
 
 def look_us(detector: str, endpoints: int) -> float:
     """Of a look at how full the pool is: one before each turn."""
-    dispatcher, _ = dispatcher_of(detector, endpoints, 1.0)
+    waits = waits_of(detector, endpoints, 1.0)
 
     def work() -> int:
         for _ in range(5000):
-            dispatcher._saturation(0.0)
+            waits._saturation(0.0)
         return 5000
 
     return per_call_us(work)

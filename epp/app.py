@@ -12,6 +12,7 @@ from itertools import chain
 
 import uvloop
 
+from epp.account import Account
 from epp.assembly import (
     StartError,
     quota_of,
@@ -24,7 +25,6 @@ from epp.discovery.file import FileDiscovery
 from epp.discovery.source import DiscoveryError, DiscoverySource
 from epp.discovery.spread import Spread
 from epp.discovery.static import StaticDiscovery
-from epp.dispatcher import Account
 from epp.extproc.events import Dispatcher
 from epp.extproc.exchange import BODY_LIMIT_BYTES
 from epp.extproc.room import DEFAULT_BYTES, Room

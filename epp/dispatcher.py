@@ -11,24 +11,20 @@ import random
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from math import inf
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from epp.account import Account, Place, labels
 from epp.decisions.recording import Recording
 from epp.drops import OUTCOMES, Drop, Reason
 from epp.endpoint import Candidates, Endpoint, Endpoints, IntArray
-from epp.extproc.events import Arrival, Cause, Finished, Routed, Started, Steer, connected_not
-from epp.flow.control import FlowControl
-from epp.flow.evictions import Evictions
-from epp.flow.ticket import REASONS, Ending, Settled, Ticket
-from epp.ledger import Entry, Ledger
-from epp.observe.flow import DISPATCHED, QUEUED, FlowRecord, Now, Reclaim
+from epp.extproc.events import Arrival, Cause, Finished, Started, Steer, connected_not
+from epp.ledger import Ledger
+from epp.observe.flow import Now
 from epp.observe.logs import DecisionLog, RefusalLog
 from epp.observe.metrics import Metrics
-from epp.openai.api import Kind
 from epp.openai.body import OPAQUE, Parsed, parse
 from epp.openai.rewrite import rewrite_model
 from epp.openai.tokens import TokenEstimator
@@ -38,27 +34,19 @@ from epp.prefix.fingerprints import fingerprints, seed_of
 from epp.prefix.index import PrefixIndex
 from epp.pressure import Pressure, Step
 from epp.quota.quota import Grant, Quota
-from epp.request import BLOCK_BYTES, NO_FINGERPRINTS, Request
+from epp.request import BLOCK_BYTES, NO_FINGERPRINTS, Request, first_of
 from epp.resources.store import InForce
 from epp.retry import Returns
+from epp.waiting import Queue, Waits
 
 OBJECTIVE_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 FAIRNESS_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
-MAX_WAIT_HEADER = "x-llm-d-max-queue-wait-ms"
-"""The longest wait for its turn that a client accepts, in milliseconds. What is no number says nothing."""
-
-SLO_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
-"""The time to first token that a client wants, in milliseconds from its arrival."""
-
 REWRITE_HEADERS = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
 
 CONTROL_HEADERS = OBJECTIVE_HEADERS + FAIRNESS_HEADERS + REWRITE_HEADERS
 """Meant for us: taken out of what the model server gets. The first spelling of each wins over its older alias."""
 
 _CONTROLS = frozenset(CONTROL_HEADERS)
-
-NOBODY = ("", "", 0, "default-flow")
-"""The metric labels of a request that was not understood: model, target model, priority, fairness id."""
 
 Choice = tuple[Pick, float, Candidates]
 """The pick, the share of the prompt that its first endpoint is believed to have cached, [0, 1], and whom it was made among."""
@@ -89,126 +77,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
 
 
-class Account:
-    """One routed request until its end: what to settle, and with whom. `grant` is None where no quota holds, `evict` where
-    nobody may end it, `recorded` 0 where no decision log holds the pick. `dispatcher` is the one that routed it, and the one
-    to tell what becomes of it.
-    """
-
-    __slots__ = (
-        "content_type",
-        "dispatcher",
-        "endpoint",
-        "entry",
-        "evict",
-        "grant",
-        "kind",
-        "opened_s",
-        "picked",
-        "recorded",
-        "request",
-        "status",
-        "ttft_s",
-    )
-
-    def __init__(
-        self,
-        request: Request,
-        kind: Kind,
-        endpoint: Endpoint,
-        entry: Entry,
-        opened_s: float,
-        grant: Grant | None,
-        recorded: int,
-        dispatcher: Dispatcher,
-    ) -> None:
-        self.dispatcher = dispatcher
-        self.request = request
-        self.kind = kind
-        self.endpoint = self.picked = endpoint
-        self.entry = entry
-        self.grant = grant
-        self.recorded = recorded
-        self.opened_s = opened_s
-        self.status = 0
-        self.content_type = ""
-        self.ttft_s: float | None = None
-        self.evict: Callable[[Drop], None] | None = None
-
-
-class Place:
-    """A request that waits for its turn: a `Waiting` of `epp.extproc.events`."""
-
-    __slots__ = ("_leave", "arrival", "grant", "opened_s", "parsed", "request", "resume", "ticket")
-
-    def __init__(
-        self,
-        arrival: Arrival,
-        parsed: Parsed,
-        request: Request,
-        grant: Grant | None,
-        opened_s: float,
-        leave: Callable[[Place, float], None],
-    ) -> None:
-        self.arrival = arrival
-        self.parsed = parsed
-        self.request = request
-        self.grant = grant
-        self.opened_s = opened_s
-        self.resume: Callable[[Routed[Account]], None]
-        self.ticket: Ticket[Place] | None = None
-        self._leave = leave
-
-    def cancel(self, now_s: float) -> None:
-        # Its wait may have ended in the very step that is being told to somebody else now.
-        self.resume = _unheard
-        self._leave(self, now_s)
-
-    def answer(self, routed: Routed[Account]) -> None:
-        """The wait is over; from now on it holds neither its ticket nor who waited."""
-        resume, self.resume = self.resume, _unheard
-        # Together they would live until the collector came by, and the body with them.
-        self.ticket = None
-        resume(routed)
-
-
-def _unheard(routed: Routed[Account]) -> None:
-    pass
-
-
-class Queue(msgspec.Struct, frozen=True, eq=False):
-    """Flow control, and who hears of it. `wake` asks for a `Dispatcher.pump` soon; it may be called at any time. `evictions` None:
-    whoever runs may run to its end.
-    """
-
-    control: FlowControl[Place]
-    record: FlowRecord
-    wake: Callable[[], None]
-    evictions: Evictions[Account] | None = None
-
-
-_TURNS_AT_ONCE = 64
-"""Requests let go in one `pump`, 4 ms of work: others want the loop too."""
-
-_LOOK_HOLDS_S = 0.05
-"""How old a saturation may be to go by: as young as the youngest reports usually are."""
-
-_TOLD = {
-    Ending.REJECTED_CAPACITY: "Too many requests wait for a model server already. Try again later.",
-    Ending.REJECTED_NO_ENDPOINTS: "There is no ready model server, and too many requests wait for one. Try again later.",
-    Ending.REJECTED_SHUTTING_DOWN: "This endpoint picker is going down and no model server has room. Try again.",
-    Ending.EVICTED_TTL: "The request waited {waited_s:.1f} s, and no model server had room for it. Try again later.",
-    Ending.EVICTED_NO_ENDPOINTS: "The request waited {waited_s:.1f} s, and there was no ready model server. Try again later.",
-    Ending.EVICTED_CANCELLED: "The client left after {waited_s:.1f} s.",
-    Ending.EVICTED_PRESSURE: "The request gave way to one of higher priority after {waited_s:.1f} s, because too many wait. "
-    "Try again later.",
-    Ending.EVICTED_SHUTTING_DOWN: "This endpoint picker is going down; the request waited {waited_s:.1f} s. Try again.",
-}
-
-
-_EVICTED = "The request gave way to one of higher priority after {ran_s:.1f} s. Try again later."
-
-
 class Dispatcher:
     """Implements `epp.extproc.events.Dispatcher`.
 
@@ -217,8 +85,9 @@ class Dispatcher:
     usage. `pressure` says what picks leave out for the loop's sake; without it, nothing. `resources` says which priority a request
     has and which model serves it; without it, 0 and the one it asks for. `quota` says who may use how much; without it, everybody
     anything. `queue` lets requests wait while the pool is full; without it, those below priority 0 are refused then and all others
-    go on. `announce` gives the headers that tell routes of a request, by the model it asks for. `recording` takes down every decision and its outcome for the decision log. Its draws have a generator of their own,
-    seeded from `rng`: the nth request draws the same whatever else is left to chance.
+    go on. `announce` gives the headers that tell routes of a request, by the model it asks for. `recording` takes down every
+    decision and its outcome for the decision log. Its draws have a generator of their own, seeded from `rng`: the nth request draws
+    the same whatever else is left to chance.
     """
 
     def __init__(
@@ -245,11 +114,8 @@ class Dispatcher:
         self._announce = announce
         self._recording = recording
         self._queue = queue
-        self._evicts = queue is not None and queue.evictions is not None
+        self._evictions = queue.evictions if queue is not None else None
         self._counted = queue.control if queue is not None and queue.control.counts_service else None
-        self._looked = 1.0
-        self._looked_s = -inf
-        self._passed = 0
         self._quota = quota
         self._returns = Returns(rng)
         self._refusals = RefusalLog()
@@ -267,6 +133,21 @@ class Dispatcher:
         self._timer = timer
         self._faults = faults
         self._decisions = decisions
+        self._waits: Waits | None = None
+        if queue is not None:
+            self._waits = Waits(
+                queue,
+                endpoints=endpoints,
+                ledger=ledger,
+                pipeline=pipeline,
+                index=index,
+                metrics=metrics,
+                returns=self._returns,
+                timer=timer,
+                faults=faults,
+                serve=self._serve,
+                refused=self._refused,
+            )
         self._subsets: OrderedDict[tuple[str, ...], IntArray] = OrderedDict()
         self._subsets_generation = -1
 
@@ -289,8 +170,8 @@ class Dispatcher:
             read = self._timer()
             if self._quota is not None:
                 grant = self._admit(self._quota, request, now_s)
-            if self._queue is not None:
-                place = self._line_up(self._queue, arrival, parsed, request, grant, opened_s, now_s)
+            if self._waits is not None:
+                place = self._waits.line_up(arrival, parsed, request, grant, opened_s, now_s)
                 if place is not None:
                     self._metrics.stage("body", max(0.0, now_s - opened_s))
                     self._metrics.stage("parse", read - began)
@@ -303,36 +184,6 @@ class Dispatcher:
         decided = self._timer()
         self._metrics.staged(max(0.0, now_s - opened_s), read - began, decided - read)
         return routed
-
-    def _line_up(
-        self,
-        queue: Queue,
-        arrival: Arrival,
-        parsed: Parsed,
-        request: Request,
-        grant: Grant | None,
-        opened_s: float,
-        now_s: float,
-    ) -> Place | None:
-        """Its place where the request has to wait, None where it may go on. Raises Drop."""
-        place: Place | None = None
-        try:
-            if self._passes(queue, request, now_s):
-                return None
-            # Its prompts are a copy of most of the body: whoever waits would hold twice what it is counted as.
-            unread = msgspec.structs.replace(parsed, prompts=())
-            place = Place(arrival, unread, request, grant, opened_s, self._left)
-            self._enqueue(queue, place, now_s)
-        except Drop:
-            raise
-        except Exception as error:
-            # Better out of turn than refused.
-            self._faults("flow", error)
-            if place is not None and place.ticket is not None:
-                # Nobody would ever release what its turn took.
-                queue.control.cancel(place.ticket, now_s)
-            return None
-        return place
 
     def _admit(self, quota: Quota, request: Request, now_s: float) -> Grant | None:
         """What the quota charged. Raises Drop."""
@@ -350,7 +201,7 @@ class Dispatcher:
         ahead = self._queue.control.waiting(priority) if self._queue is not None else 0
         try:
             self._returns.advise(drop, now_s, priority=priority, ahead=ahead, generation=self._endpoints.generation)
-            self._metrics.refused(*_labels(request), OUTCOMES[drop.reason])
+            self._metrics.refused(*labels(request), OUTCOMES[drop.reason])
             self._refusals.note(drop, request, now_s)
         except Exception as error:
             self._faults("record", error)
@@ -384,7 +235,7 @@ class Dispatcher:
         plain = _CONTROLS.isdisjoint(headers)
         target = model
         if not plain and model and arrival.can_rewrite:
-            target = _first(headers, REWRITE_HEADERS) or model
+            target = first_of(headers, REWRITE_HEADERS) or model
         priority = 0
         if self._resources is not None:
             target, priority = self._ruled(headers, model, target, arrival.can_rewrite)
@@ -402,7 +253,7 @@ class Dispatcher:
             priority=priority,
             fairness_id="default-flow"
             if plain
-            else _first(headers, FAIRNESS_HEADERS) or self._objective(headers) or "default-flow",
+            else first_of(headers, FAIRNESS_HEADERS) or self._objective(headers) or "default-flow",
             body_bytes=len(arrival.body),
         )
 
@@ -410,7 +261,7 @@ class Dispatcher:
         """The objective that a request names, where there is one of that name."""
         if self._resources is None:
             return None
-        named = _first(headers, OBJECTIVE_HEADERS)
+        named = first_of(headers, OBJECTIVE_HEADERS)
         return named if named in self._resources.rules.objectives else None
 
     def _ruled(self, headers: Mapping[str, str], model: str, asked: str, can_rewrite: bool) -> tuple[str, int]:
@@ -421,7 +272,7 @@ class Dispatcher:
         assert self._resources is not None
         rules = self._resources.rules
         rules.admit(model)
-        priority = rules.priority(_first(headers, OBJECTIVE_HEADERS), model)
+        priority = rules.priority(first_of(headers, OBJECTIVE_HEADERS), model)
         if not model or not can_rewrite:
             return asked, priority
         rewriting = rules.rewriting(model)
@@ -462,7 +313,7 @@ class Dispatcher:
     def _choose(self, request: Request, slots: IntArray | None, now_s: float) -> Choice:
         """Raises Drop."""
         try:
-            if request.priority < 0 and self._queue is None:
+            if request.priority < 0 and self._waits is None:
                 self._spare(request, slots, now_s)
             if self._pressure.step is _RANDOM:
                 candidates = self._endpoints.candidates(now_s, None, slots)
@@ -549,7 +400,7 @@ class Dispatcher:
         return parsed.prompt_bytes > 0 and self._rng.random() < self._policy.look_share
 
     def _record(self, request: Request, pick: Pick, hit_share: float, now_s: float) -> None:
-        self._metrics.decided(*_labels(request), request.body_bytes, request.prompt_tokens)
+        self._metrics.decided(*labels(request), request.body_bytes, request.prompt_tokens)
         self._returns.left(request.priority, now_s)
         self._metrics.picked(pick.endpoints[0], request.target_model)
         if self._pressure.step:
@@ -577,7 +428,7 @@ class Dispatcher:
                 turn_back=(request.target_model, request.model) if rewritten else None,
                 look=look,
                 scores=pick.scores_by_destination() if self._policy.emit_scores else None,
-                evictable=self._evicts and request.priority < 0,
+                evictable=self._evictions is not None and request.priority < 0,
             )
         except Exception as error:
             self._faults("steer", error)
@@ -586,224 +437,40 @@ class Dispatcher:
     # --- waiting ---------------------------------------------------------------------------------------------------
 
     def pump(self, now_s: float) -> bool:
-        """End waits whose time is over, and let go whose turn it is; they are answered by `resume`. Whether anybody still waits.
-
-        An endpoint is chosen now, not when the request came.
-        """
-        queue = self._queue
-        if queue is None:
-            return False
-        began = self._timer()
-        control = queue.control
-        for settled in control.expire(now_s):
-            self._turn_away(settled, now_s)
-        for _ in range(_TURNS_AT_ONCE):
-            if not control.requests:
-                break
-            saturation = self._saturation(now_s)
-            next_one = control.next(saturation, now_s)
-            if next_one is None:
-                if queue.evictions is not None:
-                    self._make_room(queue, queue.evictions, saturation, now_s)
-                break
-            self._let_go(queue, next_one, now_s)
-        queue.record.cycle(self._timer() - began)
-        if not control.requests:
-            control.collect(now_s)
-        return control.requests > 0
+        """`Waits.pump`: whether anybody still waits."""
+        return self._waits is not None and self._waits.pump(now_s)
 
     def pool_changed(self, now_s: float) -> None:
         """The membership of the pool is another one."""
-        if self._queue is not None:
-            self._looked_s = -inf
-            self._queue.control.pool_changed(not len(self._endpoints), now_s)
-            self._queue.wake()
+        if self._waits is not None:
+            self._waits.pool_changed(now_s)
 
     def load_fell(self) -> None:
         """Somebody who waits may have room now."""
-        if self._queue is not None and self._queue.control.requests:
-            self._queue.wake()
+        if self._waits is not None:
+            self._waits.load_fell()
 
     def drain(self, now_s: float) -> None:
         """Refuse all who wait, and all who would have to from now on."""
-        if self._queue is not None:
-            for settled in self._queue.control.drain(now_s):
-                self._turn_away(settled, now_s)
+        if self._waits is not None:
+            self._waits.drain(now_s)
 
     def look(self, now_s: float) -> Now:
         """Flow control as it is now, for metrics. There is a queue."""
-        assert self._queue is not None
-        self._queue.control.collect(now_s)
-        state = self._queue.control.state()
-        waiting = [(_labels(one.payload.request), one.body_bytes) for one in self._queue.control.tickets()]
-        candidates = self._endpoints.candidates(now_s)
-        saturation = self._saturation(now_s)
-        return Now(
-            waiting=waiting,
-            levels=state.bands,
-            requests=state.requests,
-            bytes=state.bytes,
-            max_requests=state.max_requests,
-            max_bytes=state.max_bytes,
-            saturation=saturation,
-            stale_endpoints=int((~candidates.fresh).sum()),
-            reclaim=self._reclaim(self._queue, saturation),
-            attained=self._queue.control.attained(now_s) if self._counted is not None else None,
-        )
+        assert self._waits is not None
+        return self._waits.look(now_s)
 
-    def _reclaim(self, queue: Queue, saturation: float) -> Reclaim | None:
-        if queue.evictions is None:
-            return None
-        blocked, told = queue.control.blocked, queue.evictions.told
-        target = max(0.0, saturation - blocked[1]) if blocked is not None else 0.0
-        in_flight = self._in_flight()
-        # Those told to end run on where their endpoints have left the pool, and take none of its room.
-        return Reclaim(target, told * saturation / in_flight if in_flight else 0.0)
-
-    def _saturation(self, now_s: float) -> float:
-        """How full the pool is; 1 where it has no endpoint."""
-        if not len(self._endpoints):
-            return 1.0
-        self._ledger.advance(now_s)
-        return self._pipeline.saturation(self._endpoints.candidates(now_s))
-
-    def _saturation_below(self, enough: float, now_s: float) -> float:
-        """As `_saturation`, or a value below `enough` that it has not passed: the last look, and one endpoint filled by each request
-        since. Telling it takes 4 µs at 8 endpoints and 10 at 1,000, most of what flow control costs a request that need not wait.
-        """
-        self._passed += 1
-        if now_s - self._looked_s < _LOOK_HOLDS_S:
-            most = self._looked + self._passed / (len(self._endpoints) or 1)
-            if most < enough:
-                return most
-        self._looked = self._saturation(now_s)
-        self._looked_s = now_s
-        self._passed = 0
-        return self._looked
-
-    def _passes(self, queue: Queue, request: Request, now_s: float) -> bool:
-        control = queue.control
-        passes = control.passes(request.priority, self._saturation_below(control.free_below, now_s), now_s)
-        if passes:
-            queue.record.ended(_labels(request), DISPATCHED, 0.0)
-        return passes
-
-    def _enqueue(self, queue: Queue, place: Place, now_s: float) -> None:
-        """Raises Drop where the request may not wait."""
-        began = self._timer()
-        request = place.request
-        place.ticket = ticket = Ticket(
-            place,
-            priority=request.priority,
-            fairness_id=request.fairness_id,
-            tokens=self._uncached(request),
-            body_bytes=request.body_bytes,
-            max_wait_s=_milliseconds(request.headers.get(MAX_WAIT_HEADER)),
-            slo_deadline_s=place.opened_s + _milliseconds(_first(request.headers, SLO_HEADERS)),
-        )
-        refused: Drop | None = None
-        outcome = QUEUED
-        for settled in queue.control.submit(ticket, now_s):
-            if settled.ticket is ticket:
-                refused, outcome = self._drop(queue, settled), settled.ending.value
-            else:
-                self._turn_away(settled, now_s)
-        queue.record.enqueued(_labels(request), outcome, self._timer() - began)
-        if refused is not None:
-            place.ticket = None
-            raise refused
-        queue.wake()
-
-    def _uncached(self, request: Request) -> int:
-        """Prompt tokens that would be prefilled where most of them are cached."""
-        blocks = len(request.fingerprints)
-        if not blocks:
-            return request.prompt_tokens
-        try:
-            hits = self._index.match(request.fingerprints)
-            held = int(hits.max()) if len(hits) else 0
-        except Exception as error:
-            self._faults("pick", error)
-            held = 0
-        return round(request.prompt_tokens * (1.0 - held / blocks))
-
-    def _let_go(self, queue: Queue, settled: Settled[Place], now_s: float) -> None:
-        place = settled.ticket.payload
-        began = self._timer()
-        request = place.request
-        self._note_ending(queue, settled)
-        try:
-            choice = self._choose(request, self._eligible(place.arrival.subset), now_s)
-            routed = self._commit(place.arrival, place.parsed, request, choice, place.opened_s, now_s, place.grant)
-        except Drop as drop:
-            self._refuse(place, drop, now_s)
-            return
-        except Exception as error:
-            self._faults("resume", error)
-            self._refuse(place, Drop(Reason.INTERNAL, "The endpoint picker failed on this request. Try again."), now_s)
-            return
-        self._metrics.stage("decide", self._timer() - began)
-        self._resume(place, routed)
-
-    def _resume(self, place: Place, routed: Routed[Account]) -> None:
-        """Others wait for their answers too, whatever becomes of this one."""
-        try:
-            place.answer(routed)
-        except Exception as error:
-            self._faults("resume", error)
-
-    def _refuse(self, place: Place, drop: Drop, now_s: float) -> None:
-        self._refused(drop, place.request, place.grant, place.opened_s, now_s)
-        self._resume(place, drop)
-
-    def _turn_away(self, settled: Settled[Place], now_s: float) -> None:
-        assert self._queue is not None
-        self._refuse(settled.ticket.payload, self._drop(self._queue, settled), now_s)
-
-    def _make_room(self, queue: Queue, evictions: Evictions[Account], saturation: float, now_s: float) -> None:
-        """End requests that run for those who wait above them. They are accounted for when they are `finished`."""
-        queue.record.unconfirmed(evictions.overdue(now_s))
-        if queue.control.blocked is None:
-            return
-        priority, ceiling = queue.control.blocked
-        for account, level in evictions.due(priority, saturation, ceiling, self._in_flight(), now_s):
-            drop = Drop(Reason.EVICTED, _EVICTED.format(ran_s=now_s - account.opened_s))
-            self._returns.advise(drop, now_s, priority=level, ahead=queue.control.waiting(level))
-            queue.record.told_to_end(level)
-            try:
-                assert account.evict is not None
-                account.evict(drop)
-            except Exception as error:
-                self._faults("evict", error)
-
-    def _in_flight(self) -> float:
-        return float(self._endpoints.in_flight[self._endpoints.slots].sum())
-
-    def _left(self, place: Place, now_s: float) -> None:
-        """The client of `place` is gone."""
-        assert self._queue is not None
-        ticket, place.ticket = place.ticket, None
-        settled = self._queue.control.cancel(ticket, now_s) if ticket is not None else None
-        if settled is not None:
-            self._refused(self._drop(self._queue, settled), place.request, place.grant, place.opened_s, now_s)
-
-    def _drop(self, queue: Queue, settled: Settled[Place]) -> Drop:
-        self._note_ending(queue, settled)
-        return Drop(REASONS[settled.ending], _TOLD[settled.ending].format(waited_s=settled.waited_s))
-
-    def _note_ending(self, queue: Queue, settled: Settled[Place]) -> None:
-        """Its wait is over already: whoever waited has to hear of it in any case."""
-        try:
-            queue.record.ended(_labels(settled.ticket.payload.request), settled.ending.value, settled.waited_s)
-        except Exception as error:
-            self._faults("record", error)
+    def _serve(self, place: Place, now_s: float) -> tuple[Steer, Account]:
+        """Its turn has come: an endpoint is chosen now. Raises Drop."""
+        choice = self._choose(place.request, self._eligible(place.arrival.subset), now_s)
+        return self._commit(place.arrival, place.parsed, place.request, choice, place.opened_s, now_s, place.grant)
 
     # --- what became of it -----------------------------------------------------------------------------------------
 
     def runs(self, account: Account, evict: Callable[[Drop], None]) -> None:
         account.evict = evict
-        if self._queue is not None and self._queue.evictions is not None:
-            self._queue.evictions.began(account, account.request.priority)
+        if self._evictions is not None:
+            self._evictions.began(account, account.request.priority)
 
     def started(self, account: Account, notice: Started, now_s: float) -> Mapping[str, str]:
         """The answer's headers: follow the endpoint that really served, and let plugins add headers."""
@@ -840,12 +507,14 @@ class Dispatcher:
         if streamed:
             account.ttft_s = waited_s
             self._ledger.first_token(account.entry, now_s)
-            self.load_fell()
-        self._metrics.first_token(*_labels(account.request), waited_s, streamed)
+            if self._waits is not None:
+                self._waits.load_fell()
+        self._metrics.first_token(*labels(account.request), waited_s, streamed)
 
     def finished(self, account: Account, notice: Finished, now_s: float) -> None:
         self._ledger.release(account.entry, now_s)
-        self.load_fell()
+        if self._waits is not None:
+            self._waits.load_fell()
         if account.status == 503 and connected_not(notice.tail):
             self._pass_over(account.endpoint, now_s)
         counted = self._usage(account, notice)
@@ -857,7 +526,7 @@ class Dispatcher:
         if account.grant is not None:
             self._settle(account, account.grant, notice, counted, now_s)
         self._metrics.finished(
-            *_labels(account.request),
+            *labels(account.request),
             status=account.status,
             aborted=notice.cause is Cause.ABORTED,
             duration_s=now_s - account.opened_s,
@@ -900,8 +569,8 @@ class Dispatcher:
             if told_s is not None:
                 queue.record.confirmed(told_s)
         if evicted:
-            drop = Drop(Reason.EVICTED, _EVICTED.format(ran_s=now_s - account.opened_s))
-            self._metrics.evicted(*_labels(request), OUTCOMES[drop.reason])
+            drop = account.eviction(now_s)
+            self._metrics.evicted(*labels(request), OUTCOMES[drop.reason])
             self._refusals.note(drop, request, now_s)
 
     def _settle(self, account: Account, grant: Grant, notice: Finished, counted: Usage | None, now_s: float) -> None:
@@ -947,30 +616,6 @@ def _answer_tokens(account: Account, notice: Finished, counted: Usage | None) ->
         return 0
     # A stream says its usage only where the client asked for it. It has an event for each token, or nearly.
     return event_count(notice.tail, notice.body_bytes)
-
-
-def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:
-    for name in names:
-        value = headers.get(name)
-        if value:
-            return value
-    return None
-
-
-def _milliseconds(value: str | None) -> float:
-    """Seconds; inf where `value` is no number of milliseconds."""
-    try:
-        seconds = float(value) / 1000.0 if value else inf
-    except ValueError:
-        return inf
-    return seconds if seconds >= 0.0 else inf
-
-
-def _labels(request: Request | None) -> tuple[str, str, int, str]:
-    """Metric labels: model, target model, priority, fairness id."""
-    if request is None:
-        return NOBODY
-    return request.model, request.target_model, request.priority, request.fairness_id
 
 
 def _matching(endpoints: Endpoints, subset: tuple[str, ...]) -> IntArray:

@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from epp.dispatcher import NOBODY, Account, Dispatcher, Place
+from epp.account import NOBODY, Account, Place
+from epp.dispatcher import Dispatcher
 from epp.drops import OUTCOMES, Drop, Reason
 from epp.extproc.events import Arrival, Finished, Started, Steer
 from epp.observe.metrics import Metrics

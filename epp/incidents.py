@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from epp.dispatcher import NOBODY
+from epp.account import NOBODY
 from epp.drops import OUTCOMES, Drop
 from epp.extproc.codec import Undecodable
 from epp.observe.logs import Every, RefusalLog

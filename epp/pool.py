@@ -12,12 +12,13 @@ from pathlib import Path
 
 import msgspec
 
+from epp.account import Account, Place
 from epp.assembly import StartError, dispatch_policy, grace_s, stale_after_s
 from epp.configuration import Configuration, build
 from epp.decisions.file import DEFAULT_MAX_BYTES, DecisionFile
 from epp.decisions.recording import Recording
 from epp.discovery.eds import EdsFile
-from epp.dispatcher import Account, Announce, Dispatcher, Place, Queue
+from epp.dispatcher import Announce, Dispatcher
 from epp.endpoint import Endpoint, Endpoints
 from epp.extproc.events import Dispatcher as ExtProcDispatcher
 from epp.extproc.transport import OpenSession
@@ -41,6 +42,7 @@ from epp.signals.engines import EngineChoice
 from epp.signals.scraper import Scraper
 from epp.signals.source import MetricsSource
 from epp.ticker import Ticker
+from epp.waiting import Queue
 
 log = logging.getLogger("epp")
 

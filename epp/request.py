@@ -49,3 +49,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     fairness_id: str = "default-flow"
     body_bytes: int = 0
+
+
+def first_of(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    """The value of the first of `names` that is there and not empty."""
+    for name in names:
+        value = headers.get(name)
+        if value:
+            return value
+    return None

@@ -21,8 +21,9 @@ from typing import Any, cast
 
 from bench.cost import wire
 from epp import dispatcher
+from epp.account import Account
 from epp.configuration import build, load_default
-from epp.dispatcher import Account, Dispatcher, Policy, Queue
+from epp.dispatcher import Dispatcher, Policy
 from epp.drops import Drop
 from epp.endpoint import NO_ADAPTERS, Endpoint, Endpoints, Report
 from epp.extproc import session
@@ -45,6 +46,7 @@ from epp.prefix.index import PrefixIndex
 from epp.resources.objects import EXPERIMENTAL, MODEL, InferenceModel, Key, PoolRef
 from epp.resources.rules import Selection
 from epp.resources.store import InForce, Source, Store
+from epp.waiting import Queue
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 ANSWER = b'{"id":"1","model":"base","choices":[{"message":{"content":"ok"}}],"usage":{"prompt_tokens":600,"completion_tokens":1}}'

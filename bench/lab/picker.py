@@ -10,9 +10,10 @@ from math import inf
 from bench.lab.offered import Offered, prompt_text
 from bench.lab.router import Flight, NewRouter, Page, Router, World
 from bench.lab.scene import Scene
+from epp.account import Account, Place
 from epp.assembly import dispatch_policy
 from epp.configuration import Configuration, build
-from epp.dispatcher import FAIRNESS_HEADERS, OBJECTIVE_HEADERS, Account, Dispatcher, Place, Queue
+from epp.dispatcher import FAIRNESS_HEADERS, OBJECTIVE_HEADERS, Dispatcher
 from epp.drops import Drop
 from epp.endpoint import Adapters, CacheConfig, Endpoint, Endpoints, Report
 from epp.extproc.events import Arrival, Cause, Finished, Routed, Started, Steer
@@ -27,6 +28,7 @@ from epp.reports import Reports
 from epp.resources.rules import Rules
 from epp.resources.store import InForce
 from epp.settings import Settings
+from epp.waiting import Queue
 
 BASE_MODEL = "base"
 _ANSWERED = Started(200, {":status": "200", "content-type": "text/event-stream"})

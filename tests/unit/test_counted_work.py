@@ -102,10 +102,10 @@ class TestCalls:
             one.endpoints.waiting[:], one.endpoints.kv_usage[:] = 0.0, 0.1
         without, calls = counted(inside, SMALL), counted(flow, SMALL)
         flow.close()
-        assert (calls["python"] - without["python"]) / REQUESTS <= 10
+        assert (calls["python"] - without["python"]) / REQUESTS <= 11
         assert (calls["c"] - without["c"]) / REQUESTS <= 10
-        assert calls["Dispatcher._saturation"] <= REQUESTS / 2
-        assert calls["Dispatcher._enqueue"] == 0
+        assert calls["Waits._saturation"] <= REQUESTS / 2
+        assert calls["Waits._enqueue"] == 0
 
     async def test_of_a_request_that_may_be_ended_while_it_runs(self) -> None:
         may_not, may = [

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from epp import dispatcher as module
+from epp.account import Account
 from epp.configuration import build, load, load_default
-from epp.dispatcher import CONTROL_HEADERS, Account, Dispatcher, Policy
+from epp.dispatcher import CONTROL_HEADERS, Dispatcher, Policy
 from epp.drops import Drop, Reason
 from epp.endpoint import Endpoint, Endpoints, Report
 from epp.extproc.events import Arrival, Cause, Finished, Started, Steer

@@ -14,8 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from epp.account import Account, Place
 from epp.configuration import build, load
-from epp.dispatcher import MAX_WAIT_HEADER, SLO_HEADERS, Account, Dispatcher, Place, Policy, Queue
+from epp.dispatcher import Dispatcher, Policy
 from epp.drops import Drop, Reason
 from epp.endpoint import Endpoints
 from epp.extproc.events import Arrival, Cause, Finished, Routed, Steer
@@ -33,6 +34,7 @@ from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
 from epp.request import Request
 from epp.resources.store import InForce, Source, Store
+from epp.waiting import MAX_WAIT_HEADER, SLO_HEADERS, Queue
 from tests.unit.test_dispatcher import LONG, NOW_S, chat, members
 from tests.unit.test_resources_store import HERE_ONLY, objective
 from tests.unit.test_session import FULL, Book, Wire, body, headers
@@ -685,15 +687,17 @@ def test_a_burst_within_one_turn_of_the_loop_fills_the_pool_and_no_more() -> Non
 
 def test_saturation_is_not_told_anew_for_requests_that_pass_whatever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     hall = Hall(100)
+    waits = hall.dispatcher._waits
+    assert waits is not None
     looks = 0
-    saturation = hall.dispatcher._saturation
+    saturation = waits._saturation
 
     def look(now_s: float) -> float:
         nonlocal looks
         looks += 1
         return saturation(now_s)
 
-    monkeypatch.setattr(hall.dispatcher, "_saturation", look)
+    monkeypatch.setattr(waits, "_saturation", look)
     for _ in range(100):
         hall.serve()
     assert looks <= 3
