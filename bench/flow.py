@@ -21,7 +21,7 @@ from epp.flow.settings import BandSettings, Fairness, FlowSettings, Holdback, Or
 from epp.flow.ticket import Ticket
 from epp.ledger import Ledger
 from epp.observe.flow import FlowRecord
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import PickLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
@@ -135,7 +135,7 @@ def waits_of(detector: str, endpoints: int, saturation: float) -> Waits:
         rng=rng,
         timer=time.perf_counter,
         faults=print,
-        decisions=DecisionLog(),
+        picks=PickLog(),
         queue=queue,
     )
     assert dispatcher._waits is not None

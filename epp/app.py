@@ -37,7 +37,7 @@ from epp.incidents import Incidents
 from epp.observe import logs
 from epp.observe.auth import TokenError
 from epp.observe.exposition import Exposition, Gauge
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import PickLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pages import pages
@@ -78,7 +78,7 @@ class Picker:
             pressure=self.pressure,
             faults=PluginFaults(logging.getLogger("epp.plugins").warning, self.metrics.plugin_failed),
             estimator=TokenEstimator(),
-            decisions=DecisionLog(),
+            picks=PickLog(),
             quota=self.quota,
             scraping=what_to_scrape(settings, configuration),
             resources=self.resources,

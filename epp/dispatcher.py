@@ -23,7 +23,7 @@ from epp.endpoint import Candidates, Endpoint, Endpoints, IntArray
 from epp.extproc.events import Arrival, Cause, Finished, Started, Steer, connected_not
 from epp.ledger import Ledger
 from epp.observe.flow import Now
-from epp.observe.logs import DecisionLog, RefusalLog
+from epp.observe.logs import PickLog, RefusalLog
 from epp.observe.metrics import Metrics
 from epp.openai.body import OPAQUE, Parsed, parse
 from epp.openai.rewrite import rewrite_model
@@ -103,7 +103,7 @@ class Dispatcher:
         rng: random.Random,
         timer: Callable[[], float],
         faults: Callable[[str, Exception], None],
-        decisions: DecisionLog,
+        picks: PickLog,
         pressure: Pressure | None = None,
         resources: InForce | None = None,
         quota: Quota | None = None,
@@ -132,7 +132,7 @@ class Dispatcher:
         self._rng = rng
         self._timer = timer
         self._faults = faults
-        self._decisions = decisions
+        self._picks = picks
         self._waits: Waits | None = None
         if queue is not None:
             self._waits = Waits(
@@ -408,7 +408,7 @@ class Dispatcher:
         if len(request.fingerprints):
             self._index.record(pick.slots[0], request.fingerprints)
             self._metrics.prefix_match(hit_share, round(request.prompt_bytes * hit_share))
-        self._decisions.note(request, pick, now_s)
+        self._picks.note(request, pick, now_s)
 
     def _steer(self, arrival: Arrival, request: Request, pick: Pick, look: bool) -> Steer:
         destinations, slots = self._endpoints.destinations, pick.slots

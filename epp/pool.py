@@ -27,7 +27,7 @@ from epp.flow.evictions import Evictions
 from epp.incidents import Incidents
 from epp.ledger import Ledger, Mark
 from epp.observe.flow import FlowRecord, Now
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import PickLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
@@ -64,7 +64,7 @@ class Shared(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     pressure: Pressure
     faults: PluginFaults
     estimator: TokenEstimator
-    decisions: DecisionLog
+    picks: PickLog
     quota: Quota | None
     resources: Store
     scraping: tuple[MetricsSource, EngineChoice] | None
@@ -104,7 +104,7 @@ class Pool:
             rng=rng,
             timer=time.perf_counter,
             faults=shared.incidents.degraded,
-            decisions=shared.decisions,
+            picks=shared.picks,
             pressure=shared.pressure,
             resources=in_force,
             quota=shared.quota,

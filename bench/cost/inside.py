@@ -38,7 +38,7 @@ from epp.flow.evictions import Evictions
 from epp.flow.settings import FlowSettings
 from epp.ledger import Ledger
 from epp.observe.flow import FlowRecord
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import PickLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import Pipeline, PluginFaults
@@ -148,7 +148,7 @@ class Inside:
             rng=rng,
             timer=time.perf_counter,
             faults=_fail,
-            decisions=DecisionLog(),
+            picks=PickLog(),
             queue=self._queue(Evictions(0.0) if evicts_running else None) if flow_control else None,
             resources=_sheddable() if sheddable else None,
         )

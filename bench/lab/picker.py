@@ -20,7 +20,7 @@ from epp.extproc.events import Arrival, Cause, Finished, Routed, Started, Steer
 from epp.flow.control import FlowControl
 from epp.ledger import Ledger, Mark
 from epp.observe.flow import FlowRecord
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import PickLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.prefix.index import PrefixIndex
@@ -86,7 +86,7 @@ class Picker:
             rng=rng,
             timer=lambda: 0.0,
             faults=_raise,
-            decisions=DecisionLog(),
+            picks=PickLog(),
             queue=queue,
             resources=resources,
         )

@@ -233,8 +233,11 @@ class Explained(Protocol):
     def explain(self) -> Explanation: ...
 
 
-class DecisionLog:
-    """One line per decision at debug level, with the best `shown` candidates. Costs 0.2 µs where nobody listens."""
+class PickLog:
+    """One log line for each pick at debug level, with the best `shown` candidates. Costs 0.2 µs where nobody listens.
+
+    What `--decision-log` writes is `epp.decisions`.
+    """
 
     def __init__(self, log: logging.Logger | None = None, *, shown: int = 16) -> None:
         self._log = log if log is not None else logging.getLogger("epp.decision")

@@ -24,7 +24,7 @@ from epp.drops import Drop
 from epp.endpoint import Endpoint, Endpoints, Report
 from epp.extproc.events import Arrival, Cause, Finished, Started
 from epp.ledger import Ledger
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import PickLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
@@ -63,7 +63,7 @@ class Desk:
             rng=rng,
             timer=lambda: 0.0,
             faults=lambda kind, error: self.faults.append((kind, error)),
-            decisions=DecisionLog(),
+            picks=PickLog(),
             recording=self.recording,
         )
 

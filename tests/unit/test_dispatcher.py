@@ -23,7 +23,7 @@ from epp.drops import Drop, Reason
 from epp.endpoint import Endpoint, Endpoints, Report
 from epp.extproc.events import Arrival, Cause, Finished, Started, Steer
 from epp.ledger import Ledger
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import PickLog
 from epp.observe.metrics import Metrics
 from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
@@ -73,7 +73,7 @@ class Desk:
             rng=rng,
             timer=self._timer,
             faults=lambda kind, error: self.faults.append((kind, error)),
-            decisions=DecisionLog(),
+            picks=PickLog(),
             pressure=self.pressure,
         )
 
@@ -626,7 +626,7 @@ FAILURES: dict[str, tuple[str, Callable[[Desk, pytest.MonkeyPatch], None]]] = {
     "rewrite": ("steer", lambda desk, patch: patch.setattr(module, "rewrite_model", explode)),
     "record": ("record", lambda desk, patch: patch.setattr(desk.index, "record", explode)),
     "metrics": ("record", lambda desk, patch: patch.setattr(desk.metrics, "picked", explode)),
-    "decisions": ("record", lambda desk, patch: patch.setattr(DecisionLog, "note", explode)),
+    "the pick log": ("record", lambda desk, patch: patch.setattr(PickLog, "note", explode)),
 }
 
 

@@ -26,7 +26,7 @@ from epp.flow.evictions import CONFIRMED_WITHIN_S, Evictions
 from epp.flow.settings import BandSettings, FlowSettings, Policies, Static
 from epp.ledger import Ledger
 from epp.observe.flow import FlowRecord
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import PickLog
 from epp.observe.metrics import Metrics
 from epp.observe.text import write
 from epp.openai.tokens import TokenEstimator
@@ -88,7 +88,7 @@ class Hall:
             rng=rng,
             timer=lambda: 0.0,
             faults=lambda kind, error: self.faults.append((kind, error)),
-            decisions=DecisionLog(),
+            picks=PickLog(),
             queue=Queue(self.control, self.record, self._wake, evictions),
             resources=resources,
         )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from epp.drops import OUTCOMES, Drop, Reason
 from epp.observe import logs
-from epp.observe.logs import TRACE, VERBOSE, DecisionLog, Encoder, Every, Explained, RefusalLog, TimeEncoding
+from epp.observe.logs import TRACE, VERBOSE, Encoder, Every, Explained, PickLog, RefusalLog, TimeEncoding
 from epp.pipeline import Considered, Explanation, LeftOut, Pick, ScoreShare
 from epp.request import Request
 
@@ -206,7 +206,7 @@ class Picked(msgspec.Struct, frozen=True):
 
 def test_a_decision_is_one_line_with_its_reasons() -> None:
     stream = lines(logging.DEBUG)
-    DecisionLog().note(REQUEST, Picked(), 0.0)
+    PickLog().note(REQUEST, Picked(), 0.0)
     (line,) = parsed(stream)
     assert line["msg"] == "picked ns/pod-0"
     assert line["request_id"] == "req-1"
@@ -218,14 +218,14 @@ def test_a_decision_is_one_line_with_its_reasons() -> None:
 def test_a_decision_nobody_reads_is_not_explained() -> None:
     stream = lines(logging.INFO)
     pick = Picked()
-    DecisionLog().note(REQUEST, pick, 0.0)
+    PickLog().note(REQUEST, pick, 0.0)
     assert stream.getvalue() == ""
     assert pick.asked == []
 
 
 def test_a_decision_among_a_thousand_shows_the_best() -> None:
     stream = lines(logging.DEBUG)
-    DecisionLog(shown=4).note(REQUEST, Picked(1000), 0.0)
+    PickLog(shown=4).note(REQUEST, Picked(1000), 0.0)
     (line,) = parsed(stream)
     assert [candidate["endpoint"] for candidate in line["candidates"]] == [f"ns/pod-{i}" for i in range(4)]
     assert line["considered"] == 1000
@@ -233,7 +233,7 @@ def test_a_decision_among_a_thousand_shows_the_best() -> None:
 
 def test_a_decision_tells_nothing_of_headers() -> None:
     stream = lines(TRACE)
-    DecisionLog().note(REQUEST, Picked(), 0.0)
+    PickLog().note(REQUEST, Picked(), 0.0)
     assert "secret" not in stream.getvalue()
     assert "authorization" not in stream.getvalue()
 

@@ -11,7 +11,7 @@ import pytest
 from epp.dispatcher import CONTROL_HEADERS, OBJECTIVE_HEADERS, Dispatcher, Policy
 from epp.drops import Reason
 from epp.endpoint import Report
-from epp.observe.logs import DecisionLog
+from epp.observe.logs import PickLog
 from epp.pressure import Step
 from epp.resources.objects import Resource, Rule, Target
 from epp.resources.store import Source, Store
@@ -49,7 +49,7 @@ class RuledDesk(Desk):
             rng=random.Random(seed),
             timer=self._timer,
             faults=lambda kind, error: self.faults.append((kind, error)),
-            decisions=DecisionLog(),
+            picks=PickLog(),
             pressure=self.pressure,
             resources=self.store.of("pool"),
         )
