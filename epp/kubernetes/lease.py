@@ -81,7 +81,9 @@ class Leadership:
                 if spec is not None:
                     await self._write(connection, lease, spec)
         except (Refusal, Unanswered, TimeoutError, ValueError) as error:
-            log.warning("the Lease %s is left to run out: %s", self._metadata.name, error)
+            # A TimeoutError has no words of its own.
+            reason = str(error) or "no answer in time"
+            log.warning("the Lease %s is left to run out: %s", self._metadata.name, reason)
         finally:
             connection.close()
 

@@ -236,16 +236,21 @@ async def test_told_to_end_in_the_middle_of_taking_the_lease_it_gives_it_back(
 
 
 async def test_a_release_does_not_wait_for_a_server_that_is_silent(
-    server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("epp.kubernetes.lease.RETRY_S", 0.05)
     monkeypatch.setattr("epp.kubernetes.lease.RELEASE_TIMEOUT_S", 0.1)
-    Leases(server)
+    # Whoever waits for the connection to give up waits for ever.
+    monkeypatch.setattr("epp.kubernetes.api.ANSWER_TIMEOUT_S", 3600.0)
+    leases = Leases(server)
     one = Led(server, server.kubeconfig(tmp_path / "kubeconfig"), "one")
     one.leadership.start()
     await until(lambda: one.leadership.leading)
     server.silent = True
-    await one.leadership.release()
+    async with asyncio.timeout(60.0):
+        await one.leadership.release()
+    assert leases.holder("epp-default-llama.llm-d.ai") == "one"
+    assert "the Lease epp-default-llama.llm-d.ai is left to run out: no answer in time" in caplog.messages
 
 
 # --- who we are --------------------------------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ from epp.signals.source import MetricsSource
 
 PAGE = b"vllm:num_requests_waiting 4\nvllm:num_requests_running 2\n"
 REPORT = Report(waiting=4.0, running=2.0)
+PATIENCE_S = 60.0
+"""For what has to come: a machine may be busy."""
+
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -74,7 +77,7 @@ class Ear:
         self._news.set()
 
     async def until(self, enough: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not enough():
                 self._news.clear()
                 await self._news.wait()
@@ -125,7 +128,7 @@ def added(*endpoints: Endpoint) -> Change:
 
 @contextlib.asynccontextmanager
 async def scraping(
-    ear: Ear, *endpoints: Endpoint, timeout_s: float = 5.0, **more: object
+    ear: Ear, *endpoints: Endpoint, timeout_s: float = 2 * PATIENCE_S, **more: object
 ) -> AsyncIterator[Scraper[int]]:
     loop = asyncio.get_running_loop()
     scraper = Scraper(
@@ -241,9 +244,12 @@ async def test_ways_of_answering_well(serve: Serve) -> None:
 async def test_ways_of_answering_badly(serve: Serve, failure: Failure) -> None:
     """Each is told by its kind, again and again, and a good server beside it is not disturbed."""
     ear, bad, good = Ear(), Server(serve), Server(always(with_length(PAGE)))
-    async with bad.running() as one, good.running() as two, scraping(ear, one, two, timeout_s=0.1) as scraper:
+    # Where the answer never comes; a good server may be as late as that on a busy machine.
+    timeouts = {"timeout_s": 0.1} if failure is Failure.TIMEOUT else {}
+    async with bad.running() as one, good.running() as two, scraping(ear, one, two, **timeouts) as scraper:
         assert await ear.of(0, 2) == [failure] * 2
-        assert await ear.of(1, 3) == [REPORT] * 3
+        await ear.until(lambda: ear.said(1).count(REPORT) >= 3)
+        assert all(what == REPORT or (timeouts and what is Failure.TIMEOUT) for what in ear.said(1))
         state = scraper.scrapes()[0]
     assert (state.up, state.reports) == (False, 0)
     assert set(state.failures) == {failure.value}
@@ -278,7 +284,7 @@ async def test_refused_and_then_there(caplog: pytest.LogCaptureFixture) -> None:
 @on_both_loops
 async def test_a_name_that_does_not_exist() -> None:
     ear = Ear()
-    async with scraping(ear, Endpoint(name="a", address="nowhere.invalid", port=1), timeout_s=20.0):
+    async with scraping(ear, Endpoint(name="a", address="nowhere.invalid", port=1)):
         assert await ear.of(0) == [Failure.CONNECT]
     async with scraping(ear, Endpoint(name="b", address="x" * 70 + ".invalid", port=1)):
         assert await ear.of(0, 2) == [Failure.CONNECT] * 2
@@ -347,8 +353,9 @@ async def test_an_endpoint_described_anew_is_asked_anew() -> None:
 async def test_bytes_that_nobody_asked_for_cost_the_connection_and_nothing_else() -> None:
     async def chatty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        heard = len(ear.heard)
         writer.write(with_length(PAGE))
-        await asyncio.sleep(0.005)
+        await ear.until(lambda: len(ear.heard) > heard)
         writer.write(with_length(b"vllm:num_requests_waiting 99\n")[:20])
         await reader.read()
 
@@ -383,8 +390,9 @@ async def test_closing_leaves_nothing_behind() -> None:
         heard, sent = len(ear.heard), len(ear.sent_marks)
         await asyncio.sleep(0.06)
         assert (len(ear.heard), len(ear.sent_marks)) == (heard, sent)
-    await asyncio.sleep(0.01)
-    assert asyncio.all_tasks() == before
+    async with asyncio.timeout(PATIENCE_S):
+        while asyncio.all_tasks() != before:  # noqa: ASYNC110 - tasks that end tell nobody
+            await asyncio.sleep(0)
 
 
 @pytest.fixture(scope="module")
