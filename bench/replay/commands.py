@@ -168,7 +168,7 @@ def _compare(
     tallies = tallies_of(setting, candidates, seeds, processes)
     rows = compare(tallies)
     names = [one.name for one in candidates]
-    screen.print(display.table(rows, names, setting.source.recorded))
+    display.show(screen, rows, names, setting.source.recorded)
     verdicts = []
     for condition in fail_if:
         for index in range(0 if len(names) == 1 else 1, len(names)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +121,7 @@ def run_all(jobs: Sequence[Job], tell: Callable[[int], None], processes: int | N
     most = processes or os.cpu_count() or 1
     if most == 1:
         each = jobs[0].setting.source.count
-        return [run(job, partial(_tell_after, tell, number * each)) for number, job in enumerate(jobs)]
+        return [_alone(job, partial(_tell_after, tell, number * each)) for number, job in enumerate(jobs)]
     # Spawned, not forked: a fork of a process with threads (a progress display has one) may hang.
     context = get_context("spawn")
     counts: _Counts = context.Array("q", len(jobs) + 1, lock=False)
@@ -140,6 +141,14 @@ def run_all(jobs: Sequence[Job], tell: Callable[[int], None], processes: int | N
             pool.shutdown(cancel_futures=True)
             raise
     return [one.result() for one in futures]
+
+
+def _alone(job: Job, tell: Callable[[int], None]) -> Tally:
+    """Half a gigabyte of a long run's caches lies in cycles, and would still be there when the next run's has grown."""
+    try:
+        return run(job, tell)
+    finally:
+        gc.collect()
 
 
 def _tell_after(tell: Callable[[int], None], before: int, done: int) -> None:
@@ -163,4 +172,4 @@ def _run(job: Job, number: int) -> Tally:
         if _counts[len(_counts) - 1]:
             raise _Stopped
 
-    return run(job, tell)
+    return _alone(job, tell)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from math import isfinite
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,9 @@ from bench.replay.wording import difference, is_better, seconds, span, value
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal."""
 
+MUCH = 20_000
+"""Requests that take long enough for somebody to wonder."""
+
 
 def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
@@ -29,8 +33,12 @@ def console() -> Console:
 
 @contextmanager
 def progress(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; gives what to tell the number done."""
+    """A bar on standard error where that is a terminal, else a line now and then where there is much to do. Gives what to tell the
+    number of requests done."""
     screen = Console(stderr=True)
+    if not screen.is_terminal:
+        yield _Lines(text, total).tell
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -40,9 +48,26 @@ def progress(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
+    with Progress(*columns, console=screen, transient=True) as bars:
         bar = bars.add_task(text, total=total)
         yield lambda done: bars.update(bar, completed=done)
+
+
+class _Lines:
+    """How far it is, for a pipeline's log."""
+
+    def __init__(self, text: str, total: int | None) -> None:
+        self._text = text
+        self._total = total
+        self._step = max(MUCH, (total or 0) // 10)
+        self._next = self._step
+
+    def tell(self, done: int) -> None:
+        if done < self._next:
+            return
+        self._next = done - done % self._step + self._step
+        of = f" of {self._total:,}" if self._total is not None else ""
+        print(f"{self._text}: {done:,}{of} requests", file=sys.stderr, flush=True)
 
 
 def about_source(source: Source) -> str:
@@ -69,29 +94,50 @@ def about_servers(setting: Setting) -> str:
     return f"{each}, {mode}, metrics every {seconds(setting.scrape_interval_s)}{speed}"
 
 
-def table(rows: Sequence[Row], names: Sequence[str], recorded: Recorded | None) -> Table:
+def show(screen: Console, rows: Sequence[Row], names: Sequence[str], recorded: Recorded | None) -> None:
     """Side by side: values, and of every configuration but the first the difference from it with its 95 % interval.
 
-    Measures have their description where there is room for it.
+    Measures have their description where there is room for it; where there is not room for all configurations, each but the first has a table
+    of its own beside the first.
     """
+    everybody = range(1, len(names))
+    for wordy in (True, False) if len(names) < 3 else (False,):
+        whole = _table(rows, names, recorded, everybody, wordy)
+        if _width(screen, whole) <= screen.width:
+            screen.print(whole)
+            return
+    for index in everybody or (0,):
+        pair = _table(rows, names, recorded, [index] if index else [], False)
+        # A terminal may fold what is wider than itself; digits that are cut off are lost.
+        screen.width = max(screen.width, _width(screen, pair))
+        screen.print(pair)
+        screen.print()
+
+
+def _width(screen: Console, table: Table) -> int:
+    return Measurement.get(screen, screen.options.update(max_width=10_000), table).maximum
+
+
+def _table(
+    rows: Sequence[Row], names: Sequence[str], recorded: Recorded | None, others: Sequence[int], wordy: bool
+) -> Table:
+    """The first configuration and the `others`, by index."""
     result = Table(box=None, pad_edge=False, header_style="bold")
-    wordy = len(names) < 3
     if wordy:
         result.add_column("", no_wrap=True)
     result.add_column("", style="cyan", no_wrap=True)
     if recorded is not None:
-        result.add_column("as recorded", justify="right", style="dim")
-    result.add_column(names[0], justify="right")
-    for name in names[1:]:
-        result.add_column(name, justify="right")
+        result.add_column("as recorded", justify="right", style="dim", no_wrap=True)
+    result.add_column(names[0], justify="right", no_wrap=True)
+    for index in others:
+        result.add_column(names[index], justify="right", no_wrap=True)
         result.add_column("difference", no_wrap=True)
     for row in rows:
-        first, *others = row.cells
         cells: list[str | Text] = [row.measure.text, row.measure.name] if wordy else [row.measure.name]
         if recorded is not None:
             cells.append(_as_recorded(recorded, row.measure))
-        cells.append(value(first.value, row.measure.unit))
-        for cell in others:
+        cells.append(value(row.cells[0].value, row.measure.unit))
+        for cell in (row.cells[index] for index in others):
             cells += [value(cell.value, row.measure.unit), _difference(cell, row.measure)]
         result.add_row(*cells)
     return result

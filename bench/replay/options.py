@@ -14,7 +14,7 @@ from bench.replay import conditions, display
 from bench.replay.conditions import Condition
 from bench.replay.course import Candidate, Setting, jobs, run_all
 from bench.replay.servers import SHORT, pool
-from bench.replay.source import Source, survey
+from bench.replay.source import survey
 from bench.replay.tally import Tally
 from epp.configuration import load
 from epp.configuration.notation import parse_duration
@@ -140,8 +140,7 @@ def setting_of(
         pool(profile, 1, lora_slots)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--profile") from None
-    with display.progress("reading", None) as tell:
-        source: Source = survey(logs, most=first, tell=tell)
+    source = survey(logs, most=first, progress=display.progress)
     servers = pool(profile, replicas or source.servers or REPLICAS, lora_slots)
     return Setting(source=source, servers=servers, speed=speed, lean=lean, scrape_interval_s=interval_s)
 

@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -71,23 +72,37 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
     def part(self, first: int, count: int) -> Source:
         """Some of its requests in a row, as a trace of their own. Raises TraceError."""
-        return _measured(msgspec.structs.replace(self, first=self.first + first, count=count), _nobody)
+        return _measured(msgspec.structs.replace(self, first=self.first + first, count=count), lambda done: None)
 
 
-def _nobody(requests: int) -> None:
-    pass
+Tell = Callable[[int], None]
+"""Hears now and then how many requests are done."""
 
 
-def survey(paths: Sequence[Path], *, most: int | None = None, tell: Callable[[int], None] = _nobody) -> Source:
+@contextmanager
+def _nobody(text: str, total: int | None) -> Iterator[Tell]:
+    yield lambda done: None
+
+
+def survey(
+    paths: Sequence[Path],
+    *,
+    most: int | None = None,
+    progress: Callable[[str, int | None], AbstractContextManager[Tell]] = _nobody,
+) -> Source:
     """Read everything, at most `most` requests, and say what it is. Raises TraceError.
 
-    `tell` hears now and then how many requests there are so far.
+    `progress` is asked for whom to tell at each of the times that everything is read: what is done, of how many requests.
     """
     first_line = next((line for line in lines_of(paths[0]) if line.strip()), b"")
     if decision_log.begins(first_line):
-        facts = _LogFacts()
-        for logged in itertools.islice(decision_log.joined(facts.watched(_placed(paths))), most):
-            facts.add(logged)
+        facts, count = _LogFacts(), 0
+        with progress("reading", most) as tell:
+            logs = decision_log.joined(facts.watched(_placed(paths)))
+            for count, logged in enumerate(itertools.islice(logs, most), 1):
+                facts.add(logged)
+                if count % _TELL_EVERY == 0:
+                    tell(count)
         source = Source(
             paths=tuple(paths),
             kind=DECISION_LOG,
@@ -96,15 +111,18 @@ def survey(paths: Sequence[Path], *, most: int | None = None, tell: Callable[[in
             servers=facts.servers,
             recorded=facts.recorded(),
         )
+        again: tuple[str, int | None] = "measuring", count
     elif len(paths) > 1:
         raise TraceError(f"{paths[1]}: only a decision log may come in several files, and {paths[0]} is none")
     else:
         kind = LENGTHS if first_line.startswith(b"TIMESTAMP,") else REQUESTS
         source = Source(paths=tuple(paths), kind=kind)
-    return _measured(msgspec.structs.replace(source, count=most or sys.maxsize), tell)
+        again = "reading", most
+    with progress(*again) as tell:
+        return _measured(msgspec.structs.replace(source, count=most or sys.maxsize), tell)
 
 
-def _measured(source: Source, tell: Callable[[int], None]) -> Source:
+def _measured(source: Source, tell: Tell) -> Source:
     """The source with how many requests there are, how long, over what time."""
     prompts: Counter[int] = Counter()
     count = output_tokens = 0

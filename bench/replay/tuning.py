@@ -80,7 +80,7 @@ def tuned(wish: Tuning, setting: Setting, processes: int | None) -> bool:
     changed = Candidate("tuned", turned(wish.base.text, best.values, known))
     confirmation = _confirm(_part(setting, first, setting.source.count - first), wish, changed, processes)
     screen.print("on the last part of the log, which was not searched:", highlight=False)
-    screen.print(display.table(confirmation.rows, ["as it was", "tuned"], None))
+    display.show(screen, confirmation.rows, ["as it was", "tuned"], None)
     screen.print(_throughput(confirmation), highlight=False)
     screen.print()
     if wish.report is not None:

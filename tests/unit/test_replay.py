@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import tracemalloc
@@ -15,16 +16,17 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from bench.lab.offered import TraceError
 from bench.lab.record import Outcome, Record
 from bench.lab.summary import Slo
-from bench.replay import commands, conditions, options, wording
+from bench.replay import commands, conditions, display, options, wording
 from bench.replay.comparison import Difference, Row, compare
 from bench.replay.histogram import BUCKETS, bucket, quantiles
 from bench.replay.measures import MEASURES, Unit
 from bench.replay.servers import SHORT, pool
-from bench.replay.source import survey
+from bench.replay.source import Recorded, survey
 from bench.replay.tally import Tally, tally
 from epp import cli
 from epp.decisions.lines import Decision, Line, Members, Run
@@ -458,3 +460,33 @@ class TestCommandLine:
         result = CliRunner().invoke(cli.cli, ["replay", "log", "--config", "x"])
         assert result.exit_code == 2
         assert "epp replay needs the routing lab: pip install 'epp[lab]' (rich.table is missing)" in result.output
+
+
+class TestOnAScreen:
+    def rows(self, count: int) -> tuple[list[str], tuple[Row, ...]]:
+        return [f"policy-{n}" for n in range(count)], compare([noisy(n) for n in range(count)])
+
+    @pytest.mark.parametrize("width", [40, 80, 120, 200])
+    @pytest.mark.parametrize("count", [1, 2, 4])
+    def test_no_number_is_cut_off_however_narrow_it_is(self, count: int, width: int) -> None:
+        names, rows = self.rows(count)
+        out = io.StringIO()
+        recorded = Recorded((0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 0.5)
+        display.show(Console(file=out, width=width), rows, names, recorded)
+        said = " ".join(out.getvalue().split())
+        assert all(name in said for name in names) and "as recorded" in said
+        for row in rows:
+            for cell in row.cells:
+                assert wording.value(cell.value, row.measure.unit) in said
+                if cell.difference is not None:
+                    assert wording.difference(cell.difference, row.measure) in said
+
+    def test_a_pipeline_hears_now_and_then_how_far_it_is(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with display.progress("replaying", 1_000_000) as tell:
+            for done in range(0, 1_000_001, 50):
+                tell(done)
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 10 and said[2] == "replaying: 300,000 of 1,000,000 requests"
+        with display.progress("reading", 10_000) as tell:
+            tell(10_000)
+        assert capsys.readouterr().err == ""
