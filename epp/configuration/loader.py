@@ -40,7 +40,6 @@ from epp.flow.settings import (
     BandSettings,
     Fairness,
     FlowSettings,
-    Holdback,
     Limit,
     Ordering,
     Policies,
@@ -278,6 +277,8 @@ class _Loader:
                 self._check_tokens(settings)
             if isinstance(settings, parts.QuotaSettings):
                 settings.table()
+            if isinstance(settings, parts.PriorityHoldback):
+                settings.limit()
         except ValueError as error:
             self._problems.add(line, path, str(error))
             return False
@@ -528,7 +529,7 @@ class _Loader:
     def _limit(self, reference: Placed | None) -> Limit:
         name, settings = self._policy(reference, Kind.USAGE_LIMIT, "static-usage-limit-policy")
         if isinstance(settings, parts.PriorityHoldback):
-            return Holdback(settings.min_ceiling, settings.max_ceiling, settings.domain)
+            return settings.limit()
         if isinstance(settings, parts.StaticLimit):
             return Static(settings.threshold)
         return Reflective() if name == "soft-reflective-ceiling-policy" else Static()

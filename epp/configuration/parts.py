@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from epp.configuration.shapes import Unread
-from epp.flow.settings import LEAST_WAIT_MULTIPLE, Programs
+from epp.flow.settings import LEAST_WAIT_MULTIPLE, LEAST_WEIGHT, MOST_WEIGHT, Holdback, Programs
 from epp.quota.limits import Limit, Limits
 from epp.quota.tenants import FAIRNESS_ID
 from epp.scoring import Count, NotNegative, Positive, PositiveSeconds, Share
@@ -229,7 +229,7 @@ class WeightedTokens(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     `weights` are by fairness id; who is not named has 1.
     """
 
-    weights: Mapping[str, Positive] = {}
+    weights: Mapping[str, Annotated[float, msgspec.Meta(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]] = {}
 
 
 class StaticLimit(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -245,6 +245,10 @@ class PriorityHoldback(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     max_ceiling: Share = 1.0
     shape: Literal["linear"] = "linear"
     domain: Literal["rank", "value"] = "rank"
+
+    def limit(self) -> Holdback:
+        """Raises ValueError."""
+        return Holdback(self.min_ceiling, self.max_ceiling, self.domain)
 
 
 class QuotaSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -16,6 +16,8 @@ Fairness = Literal["global-strict", "round-robin", "weighted-tokens", "program-a
 least and waits longest."""
 
 LEAST_WAIT_MULTIPLE = 2.0
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
+"""Between these a float counts tokens by weight exactly enough for years."""
 
 BAND_BYTES = 1_000_000_000
 """What a band may hold where nobody says: as the Go picker's."""
@@ -42,7 +44,7 @@ class Policies(msgspec.Struct, frozen=True, kw_only=True):
     """How a band chooses. `wait_multiple` belongs to shortest-prompt, `weights` (by fairness id, 1.0 if absent) to weighted-tokens,
     `programs` to program-aware.
 
-    Raises ValueError for a multiple below `LEAST_WAIT_MULTIPLE` and for weights that are not positive.
+    Raises ValueError for a multiple below `LEAST_WAIT_MULTIPLE` and for weights out of their bounds.
     """
 
     fairness: Fairness = "global-strict"
@@ -55,8 +57,10 @@ class Policies(msgspec.Struct, frozen=True, kw_only=True):
         if not self.wait_multiple >= LEAST_WAIT_MULTIPLE:
             raise ValueError(f"a wait multiple is at least {LEAST_WAIT_MULTIPLE:g}, not {self.wait_multiple:g}")
         for fairness_id, weight in self.weights.items():
-            if not 0.0 < weight < inf:
-                raise ValueError(f"the weight of {fairness_id!r} must be positive, not {weight:g}")
+            if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+                raise ValueError(
+                    f"the weight of {fairness_id!r} must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {weight:g}"
+                )
 
 
 class BandSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,11 +79,20 @@ class Static(msgspec.Struct, frozen=True):
 
 
 class Holdback(msgspec.Struct, frozen=True):
-    """Ceilings fall in a line from the highest priority's to the lowest's, by rank or by the priority's value."""
+    """Ceilings fall in a line from the highest priority's to the lowest's, by rank or by the priority's value.
+
+    Raises ValueError where they would rise: those above would make room for those below.
+    """
 
     min_ceiling: float
     max_ceiling: float = 1.0
     domain: Literal["rank", "value"] = "rank"
+
+    def __post_init__(self) -> None:
+        if self.min_ceiling > self.max_ceiling:
+            raise ValueError(
+                f"minCeiling {self.min_ceiling:g} is above maxCeiling {self.max_ceiling:g}: the highest priority would wait first"
+            )
 
 
 class Reflective(msgspec.Struct, frozen=True):

@@ -135,6 +135,14 @@ MISTAKES = [
         ],
     ),
     (
+        PLUGIN.format("priority-holdback-policy", "minCeiling: 0.9\n    maxCeiling: 0.5"),
+        ["6: plugins[0].parameters: minCeiling 0.9 is above maxCeiling 0.5: the highest priority would wait first"],
+    ),
+    (
+        PLUGIN.format("weighted-token-fairness-policy", "weights: {a: 1.0e-300}"),
+        ["6: plugins[0].parameters.weights.a: must be 1e-06 to 1e+06, got 1.0e-300"],
+    ),
+    (
         HEAD + "plugins:\n- type: queue-scorer\n- type: queue-scorer\n",
         ["5: plugins[1].type: there is already a plugin named 'queue-scorer'; give one a name"],
     ),
@@ -665,7 +673,7 @@ SCHEMA_KNOWS = [
 
 def test_the_schema_refuses_mistakes_and_accepts_what_we_accept() -> None:
     schema = jsonschema.Draft202012Validator(json_schema())
-    by_constructors = ("validValues", "by-label", "defaultEngine", "ProducerName", "defaultProfile: a")
+    by_constructors = ("validValues", "by-label", "defaultEngine", "ProducerName", "defaultProfile: a", "maxCeiling")
     for text in SCHEMA_KNOWS:
         document = yaml.safe_load(text)
         if not any(word in text for word in by_constructors):

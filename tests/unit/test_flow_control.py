@@ -673,3 +673,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         Policies(wait_multiple=1.5)
     with pytest.raises(ValueError, match="weight of 'a'"):
         Policies(weights={"a": 0.0})
+    with pytest.raises(ValueError, match="weight of 'a'"):
+        Policies(weights={"a": 1e-300})
+    with pytest.raises(ValueError, match="above maxCeiling"):
+        Holdback(min_ceiling=0.9, max_ceiling=0.5)
