@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
 
 from bench.lab.router import Page
-from bench.replica.engine import Engine, Event, Work
+from bench.replica.engine import Engine, Event, FirstToken, Work
 from bench.replica.profiles import Profile
+
+_LEAP_S = 0.2
 
 
 class Fleet:
@@ -61,6 +64,25 @@ class Fleet:
             return None
         profile = engine.profile
         return Page(engine.stats(), profile.block_size, profile.num_blocks, profile.max_loras)
+
+    def first_tokens(self, server: int, work: Work | None, at_s: float) -> dict[str, float]:
+        """When those on the server that have no token yet would get their first, if `work` came at `at_s` and nobody after it."""
+        engine = self._engines[server]
+        if engine is None:
+            raise ValueError(f"server {server} is gone")
+        zero_s = self._zero_s[server]
+        twin = engine.copy()
+        if work is not None:
+            twin.submit(work, max(at_s - zero_s, twin.now_s))
+        waiting = twin.unanswered
+        found: dict[str, float] = {}
+        while waiting and twin.next_s < inf:
+            # By leaps, because steps of decoding alone cost least together.
+            for event in twin.advance(twin.next_s + _LEAP_S):
+                if isinstance(event, FirstToken):
+                    found[event.id] = zero_s + event.at_s
+                    waiting.discard(event.id)
+        return found
 
     def cached_tokens(self, server: int, hashes: Sequence[int]) -> int:
         """Leading tokens of that content that the server has in its prefix cache now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -67,6 +67,11 @@ class World(Protocol):
 
     def cached_tokens(self, server: int, hashes: Sequence[int]) -> int:
         """Leading tokens of that content that the server has in its prefix cache now."""
+        ...
+
+    def first_tokens(self, server: int, flight: Flight | None, now_s: float) -> Mapping[str, float]:
+        """When each request there that has no token yet would get its first, if `flight` came too and nobody after it: what nobody can
+        know, for an oracle."""
         ...
 
 

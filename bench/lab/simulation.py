@@ -109,14 +109,20 @@ class Simulation:
         self._expect_next()
 
     def send(self, flight: Flight, server: int, now_s: float) -> None:
-        offered = flight.offered
-        adapter = offered.model if offered.model and self._fleet.profiles[server].max_loras else None
-        work = Work(flight.id, offered.prompt_tokens, offered.output_tokens, flight.hashes, adapter)
-        self._fleet.submit(server, work, now_s + self._scene.network_s)
+        self._fleet.submit(server, self._work(flight, server), now_s + self._scene.network_s)
         flight.server = server
         flight.picked_s = now_s
         self._flights[server][flight.id] = flight
         self._undecided -= 1
+
+    def first_tokens(self, server: int, flight: Flight | None, now_s: float) -> dict[str, float]:
+        work = None if flight is None else self._work(flight, server)
+        return self._fleet.first_tokens(server, work, now_s + self._scene.network_s)
+
+    def _work(self, flight: Flight, server: int) -> Work:
+        offered = flight.offered
+        adapter = offered.model if offered.model and self._fleet.profiles[server].max_loras else None
+        return Work(flight.id, offered.prompt_tokens, offered.output_tokens, flight.hashes, adapter)
 
     def refuse(self, flight: Flight, outcome: Outcome = Outcome.REFUSED) -> None:
         self._undecided -= 1
@@ -231,6 +237,7 @@ class _Window:
         self._tick_due = False
         self.send = simulation.send
         self.refuse = simulation.refuse
+        self.first_tokens = simulation.first_tokens
         self.cached_tokens = fleet.cached_tokens
         self.profiles = fleet.profiles
 

@@ -11,6 +11,7 @@ from bench.lab.contenders import DEFAULT
 from bench.lab.outcome import Standing
 
 BLEND = "Go picker 3:2:2"
+LEAST_REQUEST = "least request"
 SHARING = frozenset({"toolagent", "groups", "agents", "sessions"})
 """Traces in which most of a prompt was seen before."""
 
@@ -67,8 +68,8 @@ def _against_blend(cell: Cell, contenders: Contenders, subject: str, table: obje
 
 def _longest(cell: Cell, contenders: Contenders, subject: str, table: object) -> Iterator[Check]:
     """First come first served: least request, without a queue."""
-    if "least request" in contenders:
-        ratio = contenders[subject].mean("longest_ttft_p99") / contenders["least request"].mean("longest_ttft_p99")
+    if LEAST_REQUEST in contenders:
+        ratio = contenders[subject].mean("longest_ttft_p99") / contenders[LEAST_REQUEST].mean("longest_ttft_p99")
         yield _at_most(cell, ratio, 1.1)
 
 

@@ -6,6 +6,7 @@ It knows no clock. Whoever drives it says how far time has come (`advance`) and 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -88,6 +89,11 @@ class _Running:
         self.cached_tokens = -1
         self.gone = False
 
+    def copy(self) -> _Running:
+        twin = copy.copy(self)
+        twin.blocks = self.blocks.copy()
+        return twin
+
 
 class _Step:
     """A step under way. `steady`: the next one will be the same but for longer contexts, unless something happens."""
@@ -123,6 +129,22 @@ class Engine:
     def __repr__(self) -> str:
         return f"<Engine {self.profile.name}: {len(self._running)} running, {len(self._waiting)} waiting, {self._pool}>"
 
+    def copy(self) -> Engine:
+        """An engine in the same state that goes on from here by itself: what would happen if."""
+        twin = copy.copy(self)
+        twin._pool = self._pool.copy()
+        twin._slots = self._slots.copy()
+        twins = {id(entry): entry.copy() for entry in self._by_id.values()}
+        twin._by_id = {name: twins[id(entry)] for name, entry in self._by_id.items()}
+        twin._arriving = deque(twins[id(entry)] for entry in self._arriving)
+        twin._waiting = deque(twins[id(entry)] for entry in self._waiting)
+        twin._running = [twins[id(entry)] for entry in self._running]
+        if self._step is not None:
+            # Those given up during the step are nowhere else.
+            chunks = [(twins.get(id(entry), entry), count) for entry, count in self._step.chunks]
+            twin._step = _Step(chunks, self._step.end_s, self._step.steady)
+        return twin
+
     def submit(self, work: Work, now_s: float) -> None:
         """Take in a request that arrives at `now_s`.
 
@@ -155,6 +177,11 @@ class Engine:
         if self._step is not None:
             self._step.steady = False
         return True
+
+    @property
+    def unanswered(self) -> set[str]:
+        """Ids of the requests that have no token of their answer yet."""
+        return {id for id, entry in self._by_id.items() if entry.tokens == entry.work.prompt_tokens}
 
     def generated(self, id: str) -> int:
         """Tokens of the answer so far. Raises KeyError when the request is not in the engine."""

@@ -42,6 +42,16 @@ class BlockPool:
         self._twins: dict[int, list[int]] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
 
+    def copy(self) -> BlockPool:
+        twin = object.__new__(BlockPool)
+        twin.num_blocks = self.num_blocks
+        twin._references = self._references.copy()
+        twin._hash_of = self._hash_of.copy()
+        twin._found = self._found.copy()
+        twin._twins = {content: blocks.copy() for content, blocks in self._twins.items()}
+        twin._free = self._free.copy()
+        return twin
+
     @property
     def free(self) -> int:
         """Blocks that can be taken, those with cached content included."""

@@ -37,6 +37,11 @@ class AdapterSlots:
             self._resident.popitem(last=False)
         return self._load_s * len(missing)
 
+    def copy(self) -> AdapterSlots:
+        twin = AdapterSlots(self.slots, self._load_s)
+        twin._resident = self._resident.copy()
+        return twin
+
     def forget(self, adapter: str) -> None:
         """Drop an adapter that was unloaded; no effect if it is not on the GPU."""
         self._resident.pop(adapter, None)

@@ -332,7 +332,9 @@ def arrivals(profile: Profile, seed: int, count: int) -> Iterator[Arrival]:
         yield now_s, Work(str(i), total - output, output, chain(adapter, *labels)[1:], adapter)
 
 
-def play(server: Engine, schedule: list[Arrival], aborts: dict[int, str], ticks_s: float) -> list[Event]:
+def play(
+    server: Engine, schedule: list[Arrival], aborts: dict[int, str], ticks_s: float, *, drain: bool = True
+) -> list[Event]:
     events: list[Event] = []
     for i, (at_s, work) in enumerate(schedule):
         while ticks_s and server.now_s + ticks_s < at_s:
@@ -341,9 +343,23 @@ def play(server: Engine, schedule: list[Arrival], aborts: dict[int, str], ticks_
         server.submit(work, at_s)
         if i in aborts:
             server.abort(aborts[i])
-    while server.next_s < math.inf:
+    while drain and server.next_s < math.inf:
         events += server.advance(server.next_s if ticks_s else 1e6)
     return events
+
+
+@settings(max_examples=60)
+@given(tight_servers(), st.integers(0, 2**32), st.integers(0, 25))
+def test_a_copy_goes_on_as_the_original_does_and_leaves_it_alone(profile: Profile, seed: int, copied_at: int) -> None:
+    schedule = list(arrivals(profile, seed, 25))
+    server, lone = Engine(profile), Engine(profile)
+    events, expected = play(server, schedule[:copied_at], {}, 0.0, drain=False), play(lone, schedule, {}, 0.0)
+    twin = server.copy()
+    assert twin.unanswered == server.unanswered
+    of_twin = play(twin, schedule[copied_at:], {}, 0.0)
+    assert events + of_twin == expected
+    assert events + play(server, schedule[copied_at:], {}, 0.0) == expected
+    assert server.stats() == twin.stats() == lone.stats()
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,46 @@
+"""Who runs where: everybody in the heats, and in a trace's further cells and seeds whoever came near the best in a heat of it.
+
+A policy that is far behind on plain servers, below the knee as well as past it, would only burn hours in thirty variations more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from bench.lab.cells import PLAIN, Cell
+from bench.lab.contenders import CONTENDERS, DEFAULT
+from bench.lab.outcome import Standing
+from bench.lab.verdict import BLEND, LEAST_REQUEST
+
+NEAR = 1.25
+"""p90 time to first token ÷ the best."""
+
+SEED = 1
+_ALWAYS = (DEFAULT, BLEND, LEAST_REQUEST)
+_NEED_ANSWERS = frozenset({BLEND, "Go picker, sticky"})
+"""The Go picker answers 503 to whatever comes through Envoy in lean mode."""
+
+
+def is_heat(cell: Cell) -> bool:
+    return cell.servers == 8 and cell.load in (0.8, 1.3) and cell.variation == PLAIN
+
+
+def can_run(contender: str, cell: Cell) -> bool:
+    return cell.variation != "lean" or contender not in _NEED_ANSWERS
+
+
+def qualified(heats: Mapping[Cell, Mapping[str, Standing]]) -> dict[str, set[str]]:
+    """By trace who is worth running in its further cells; the traces that had no heat are not there."""
+    found: dict[str, set[str]] = {}
+    for cell, contenders in heats.items():
+        if is_heat(cell):
+            p90_s = {name: one.mean("ttft_p90") for name, one in contenders.items() if "ttft_p90" in one.numbers}
+            near = {name for name, value in p90_s.items() if value <= NEAR * min(p90_s.values())}
+            found.setdefault(cell.trace, set(_ALWAYS)).update(near)
+    return found
+
+
+def starters(cell: Cell, contenders: Iterable[str], qualified: Mapping[str, set[str]]) -> list[str]:
+    """Who of `contenders` runs in `cell` beyond the heats."""
+    allowed = qualified.get(cell.trace, set(CONTENDERS))
+    return [name for name in contenders if name in allowed and can_run(name, cell)]
