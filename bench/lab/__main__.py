@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,9 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.lab import knee, running
 from bench.lab.cells import SETS, Cell
 from bench.lab.contenders import CONTENDERS
+from bench.lab.heats import SEED, is_heat, qualified, starters
 from bench.lab.outcome import by_cell, standings
 from bench.lab.report import Findings, joined, read, write
-from bench.lab.running import Result
+from bench.lab.running import Job, Result
 from bench.lab.validation import lines
 from bench.lab.verdict import verdicts
 from bench.processes import ROOT
@@ -84,17 +86,12 @@ def _find_out(
             measuring = progress.add_task("measuring knees", total=missing)
             for _ in running.measure_knees(cells, processes):
                 progress.advance(measuring)
-        todo = running.jobs(cells, range(1, seeds + 1), contenders)
-        simulating = progress.add_task("simulating", total=len(todo))
-        results: list[Result] = []
-        for number, result in enumerate(running.in_parallel(todo, processes), 1):
-            if isinstance(result, RuntimeError):
-                progress.console.print(f"failed: {result}", style="red", highlight=False)
-            else:
-                results.append(result)
-            progress.advance(simulating)
-            if not console.is_terminal and number * _TOLD // len(todo) > (number - 1) * _TOLD // len(todo):
-                console.print(f"{number} of {len(todo)} runs")
+        heats = running.jobs(filter(is_heat, cells), [SEED], lambda cell: contenders)
+        results = _run("heats", heats, processes, progress)
+        worth = qualified(by_cell(standings(results)))
+        everything = running.jobs(cells, range(1, seeds + 1), lambda cell: starters(cell, contenders, worth))
+        rest = sorted(set(everything) - set(heats))
+        results += _run("simulating", rest, processes, progress)
     known, keys = knee.known(), {running.knee_key(cell) for cell in cells}
     findings = Findings(
         cells=name,
@@ -103,7 +100,22 @@ def _find_out(
         knees={key: known[key] for key in sorted(keys)},
         validation=lines(),
     )
-    return findings, len(todo) - len(results)
+    return findings, len(heats) + len(rest) - len(results)
+
+
+def _run(what: str, todo: Sequence[Job], processes: int, progress: Progress) -> list[Result]:
+    """Those that did not fail."""
+    task = progress.add_task(what, total=len(todo))
+    results: list[Result] = []
+    for number, result in enumerate(running.in_parallel(todo, processes), 1):
+        if isinstance(result, RuntimeError):
+            progress.console.print(f"failed: {result}", style="red", highlight=False)
+        else:
+            results.append(result)
+        progress.advance(task)
+        if not progress.console.is_terminal and number * _TOLD // len(todo) > (number - 1) * _TOLD // len(todo):
+            progress.console.print(f"{what}: {number} of {len(todo)} runs")
+    return results
 
 
 def _tell(findings: Findings, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
@@ -35,14 +35,15 @@ class Result(msgspec.Struct, frozen=True):
     cpu_s: float
 
 
-def jobs(cells: Iterable[Cell], seeds: Iterable[int], contenders: Iterable[str]) -> list[Job]:
-    """All runs, those of one trace beside each other. Raises KeyError where the knee of a cell was not measured."""
-    known, seeds, contenders = knee.known(), list(seeds), list(contenders)
+def jobs(cells: Iterable[Cell], seeds: Iterable[int], starters: Callable[[Cell], Iterable[str]]) -> list[Job]:
+    """A run of each of `starters(cell)` for each seed, those of one trace beside each other. Raises KeyError where the knee of a cell
+    was not measured."""
+    known, seeds = knee.known(), list(seeds)
     return sorted(
         Job(cell, seed, contender, cell.load * known[knee_key(cell)])
         for cell in cells
+        for contender in starters(cell)
         for seed in seeds
-        for contender in contenders
     )
 
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from bench.lab.cells import SETS, VARIATIONS, WORKLOADS, Cell, scene
 from bench.lab.contenders import CONTENDERS, DEFAULT
+from bench.lab.heats import is_heat, qualified, starters
 from bench.lab.knee import bisect, expected, key
 from bench.lab.outcome import Estimate, Standing, by_cell, estimate, numbers, ratio, standings
 from bench.lab.record import Outcome, Record
 from bench.lab.report import Findings, joined, read, write
-from bench.lab.running import Job, Result, knee_key, run
+from bench.lab.running import Job, Result, jobs, knee_key, run
 from bench.lab.scene import server
 from bench.lab.summary import Slo, summarise, usual_slo
 from bench.lab.traces import names, taken, trace
@@ -139,6 +140,32 @@ class TestCells:
         cell = Cell(trace="adapters", servers=2, load=1.0, variation="nonsense")
         with pytest.raises(RuntimeError, match=r"epp in adapters × 2, load 1, nonsense, seed 1: KeyError"):
             run(Job(cell, 1, DEFAULT, 1.0))
+
+
+class TestHeats:
+    heat = Cell(trace="root", servers=8, load=0.8)
+    further = Cell(trace="root", servers=4, load=0.5)
+
+    def test_who_was_far_behind_in_the_heats_runs_no_further(self) -> None:
+        p90_s = {DEFAULT: 9.0, BLEND: 9.0, "least request": 9.0, "LMETRIC": 1.0, "Llumnix": 1.2, "random": 1.3}
+        found = [standing(self.heat, name, ttft_p90=value) for name, value in p90_s.items()]
+        found.append(standing(self.further, "random", ttft_p90=0.1))
+        worth = qualified(by_cell(found))
+        assert worth == {"root": {DEFAULT, BLEND, "least request", "LMETRIC", "Llumnix"}}
+        assert starters(self.further, ["random", "Llumnix"], worth) == ["Llumnix"]
+        elsewhere = msgspec.structs.replace(self.further, trace="groups")
+        assert starters(elsewhere, ["random", "Llumnix"], worth) == ["random", "Llumnix"]
+
+    def test_the_go_picker_does_not_start_in_lean_mode(self) -> None:
+        lean = msgspec.structs.replace(self.heat, variation="lean")
+        assert starters(lean, [DEFAULT, BLEND, "Go picker, sticky"], {}) == [DEFAULT]
+
+    def test_jobs_are_of_those_who_start(self) -> None:
+        found = jobs([self.heat, self.further], [1, 2], lambda cell: ["a", "b"] if is_heat(cell) else ["b"])
+        assert [(job.cell, job.seed, job.contender) for job in found] == [
+            *((self.further, seed, "b") for seed in (1, 2)),
+            *((self.heat, seed, name) for seed in (1, 2) for name in "ab"),
+        ]
 
 
 class TestOutcome:
