@@ -123,9 +123,8 @@ def _tell(findings: Findings, console: Console) -> None:
         held = len(verdict.checks) - len(verdict.failed)
         console.print(f"{held:4} of {len(verdict.checks):3}  {verdict.requirement}", highlight=False)
         for miss in verdict.failed[:3]:
-            console.print(
-                f"             {miss.value:.3g}, bound {miss.bound:.3g}: {miss.cell}", style="red", highlight=False
-            )
+            told = f"{miss.value:.3g} ± {miss.half_width:.2g}, bound {miss.bound:.3g}: {miss.cell}"
+            console.print(f"             {told}", style="red", highlight=False)
 
 
 if __name__ == "__main__":

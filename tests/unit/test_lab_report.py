@@ -201,7 +201,14 @@ class TestOutcome:
 
 
 def standing(cell: Cell, contender: str, **means: float) -> Standing:
-    usual = {"ttft_p90": 1.0, "longest_ttft_p99": 1.0, "request_spread": 1.0, "captured": 1.0, "goodput_rps": 1.0}
+    usual = {
+        "ttft_p90": 1.0,
+        "longest_ttft_p99": 1.0,
+        "work_spread": 1.0,
+        "captured": 1.0,
+        "goodput_rps": 1.0,
+        "hit": 0.5,
+    }
     return Standing(cell, contender, 1, {name: Estimate(value) for name, value in {**usual, **means}.items()})
 
 
@@ -219,12 +226,36 @@ class TestVerdicts:
         assert self.failures(plain, standing(groups, BLEND, ttft_p90=1.3)) == {1: 1}
         assert self.failures(plain, standing(groups, BLEND, ttft_p90=1.5)) == {}
         assert self.failures(plain, standing(groups, "least request", longest_ttft_p99=0.8)) == {2: 1}
-        assert self.failures(standing(blind, DEFAULT, request_spread=1.3)) == {3: 1}
-        assert self.failures(standing(groups, DEFAULT, request_spread=1.3)) == {}
+        assert self.failures(standing(blind, DEFAULT, work_spread=1.3)) == {3: 1}
+        assert self.failures(standing(half, DEFAULT, work_spread=1.3)) == {}
         assert self.failures(standing(groups, DEFAULT, captured=0.9)) == {4: 1}
         assert self.failures(plain, standing(half, DEFAULT, goodput_rps=0.85)) == {}
         assert self.failures(plain, standing(half, DEFAULT, goodput_rps=0.8)) == {5: 1}
         assert self.failures(plain, standing(lean, DEFAULT, ttft_p90=1.05)) == {6: 1}
+
+    def test_work_is_as_even_as_that_of_others_who_find_as_much_cached(self) -> None:
+        cell = Cell(trace="sessions", servers=8, load=0.8)
+        uneven = standing(cell, DEFAULT, work_spread=1.5)
+        sticky, loose = standing(cell, "LMETRIC", work_spread=1.6), standing(cell, "Llumnix", work_spread=1.1, hit=0.4)
+        assert self.failures(uneven, sticky, loose) == {}
+        assert self.failures(uneven, sticky, msgspec.structs.replace(loose, numbers=sticky.numbers)) == {}
+        assert self.failures(uneven, loose) == {3: 1}
+        assert self.failures(uneven, standing(cell, "Llumnix", work_spread=1.4)) == {3: 1}
+
+    def test_a_miss_within_the_interval_is_none_for_sure(self) -> None:
+        cell = Cell(trace="root", servers=8, load=1.3)
+
+        def of(name: str, *p90_s: float) -> Standing:
+            one = standing(cell, name, ttft_p90=sum(p90_s) / len(p90_s))
+            return msgspec.structs.replace(one, seeds=len(p90_s), runs={"ttft_p90": dict(enumerate(p90_s))})
+
+        for p90_s, sure in (((1.0, 1.1, 1.2), False), ((1.10, 1.101, 1.102), True)):
+            (miss,) = verdicts(by_cell([of(DEFAULT, *p90_s), of("LMETRIC", 1.0, 1.0, 1.0)]))[0].failed
+            assert miss.value == pytest.approx(sum(p90_s) / 3, rel=1e-3)
+            assert miss.surely_missed is sure
+        # Who ran but one seed, being far behind in the heats, is no measure.
+        found = verdicts(by_cell([of(DEFAULT, 1.0, 1.0, 1.0), of("random", 0.5)]))
+        assert found[0].checks == ()
 
     def test_the_worst_miss_is_named_first(self) -> None:
         cells = [Cell(trace="groups", servers=8, load=load) for load in (0.5, 1.0)]
@@ -272,6 +303,6 @@ class TestReport:
         page = (tmp_path / "lab.html").read_text()
         assert page.count("<svg") == 3
         assert not re.search(r'(src|href)="(?!#|data:)|@import|url\((?!#)', page)
-        assert "in 3 of 3 cells" in page and "meets 4 everywhere" in page
+        assert "in 3 of 3 cells" in page and "meets 5 everywhere" in page
         assert "&lt;Tom &amp; Jerry&gt;" in page
         assert "-10.0%" in page
