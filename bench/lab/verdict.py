@@ -35,7 +35,7 @@ class Check(msgspec.Struct, frozen=True):
 
     @property
     def surely_missed(self) -> bool:
-        return not self.holds and abs(self.value - self.bound) > self.half_width
+        return not self.holds and 0.0 < self.half_width < abs(self.value - self.bound)
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -96,14 +96,37 @@ class _Running:
 
 
 class _Step:
-    """A step under way. `steady`: the next one will be the same but for longer contexts, unless something happens."""
+    """A step under way. `steady`: the next one will be the same but for longer contexts, unless something happens. `coast` is there once
+    such have passed."""
 
-    __slots__ = ("chunks", "end_s", "steady")
+    __slots__ = ("chunks", "coast", "end_s", "steady")
 
     def __init__(self, chunks: list[tuple[_Running, int]], end_s: float, steady: bool) -> None:
         self.chunks = chunks
         self.end_s = end_s
         self.steady = steady
+        self.coast: _Coast | None = None
+
+
+class _Coast:
+    """Steady steps that have passed, of which the sequences do not know yet: each has `steps` more tokens than it says.
+
+    At most `most` may; then one sequence is at its end. `by_phase` are the sequences by how far they were within a block.
+    """
+
+    __slots__ = ("by_phase", "context_tokens", "most", "steps")
+
+    def __init__(self, running: Sequence[_Running], size: int) -> None:
+        self.steps = 0
+        self.context_tokens = 0
+        self.by_phase: list[list[_Running]] = [[] for _ in range(size)]
+        self.most = running[0].goal - running[0].tokens - 1
+        for entry in running:
+            tokens = entry.tokens
+            self.context_tokens += tokens
+            self.by_phase[entry.computed % size].append(entry)
+            if entry.goal - tokens <= self.most:
+                self.most = entry.goal - tokens - 1
 
 
 class Engine:
@@ -131,6 +154,7 @@ class Engine:
 
     def copy(self) -> Engine:
         """An engine in the same state that goes on from here by itself: what would happen if."""
+        self._settle()
         twin = copy.copy(self)
         twin._pool = self._pool.copy()
         twin._slots = self._slots.copy()
@@ -168,6 +192,7 @@ class Engine:
         entry = self._by_id.pop(id, None)
         if entry is None:
             return False
+        self._settle()
         entry.gone = True
         for place in (self._arriving, self._waiting, self._running):
             if entry in place:
@@ -181,11 +206,13 @@ class Engine:
     @property
     def unanswered(self) -> set[str]:
         """Ids of the requests that have no token of their answer yet."""
+        self._settle()
         return {id for id, entry in self._by_id.items() if entry.tokens == entry.work.prompt_tokens}
 
     def generated(self, id: str) -> int:
         """Tokens of the answer so far. Raises KeyError when the request is not in the engine."""
         entry = self._by_id[id]
+        self._settle()
         return entry.tokens - entry.work.prompt_tokens
 
     def cached_tokens(self, hashes: Sequence[int]) -> int:
@@ -215,6 +242,7 @@ class Engine:
                 self._coast(self._step, until_s)
             if self._step.end_s > until_s:
                 break
+            self._settle()
             self._end(self._step, events)
             self._step = None
         if until_s < math.inf:
@@ -397,15 +425,13 @@ class Engine:
         arrival_s = self._arriving[0].ready_s if self._arriving else math.inf
         if step.end_s > until_s or step.end_s >= arrival_s:
             return
-        running, size, pool = self._running, self.profile.block_size, self._pool
-        batch = len(running)
-        context_tokens = sum(entry.tokens for entry in running)
-        most = min(entry.goal - entry.tokens for entry in running) - 1
-        by_phase: list[list[_Running]] = [[] for _ in range(size)]
-        for entry in running:
-            by_phase[entry.computed % size].append(entry)
-        steps = 0
-        while steps < most and step.end_s <= until_s and step.end_s < arrival_s:
+        size, pool = self.profile.block_size, self._pool
+        coast = step.coast
+        if coast is None:
+            coast = step.coast = _Coast(self._running, size)
+        batch, by_phase = len(self._running), coast.by_phase
+        before = steps = coast.steps
+        while steps < coast.most and step.end_s <= until_s and step.end_s < arrival_s:
             ahead = steps + 1
             growing, filling = by_phase[-ahead % size], by_phase[(-ahead - 1) % size]
             if len(growing) > pool.free or self._fills_hope(filling, ahead):
@@ -413,13 +439,20 @@ class Engine:
             for entry in growing:
                 entry.blocks.extend(pool.take(1))
             self._name_filled(filling, ahead)
-            step.end_s += self._latency.step_s(0, 0, batch, batch, context_tokens + ahead * batch)
+            step.end_s += self._latency.step_s(0, 0, batch, batch, coast.context_tokens + ahead * batch)
             steps = ahead
-        for entry in running:
-            entry.computed += steps
-            entry.tokens += steps
-        self._generated_tokens += steps * batch
-        self._steps += steps
+        coast.steps = steps
+        self._generated_tokens += (steps - before) * batch
+        self._steps += steps - before
+
+    def _settle(self) -> None:
+        """Let the sequences know of the steps in which they coasted."""
+        step = self._step
+        if step is not None and step.coast is not None:
+            steps, step.coast = step.coast.steps, None
+            for entry in self._running:
+                entry.computed += steps
+                entry.tokens += steps
 
     def _fills_hope(self, filling: list[_Running], ahead: int) -> bool:
         """Whether one of these fills, `ahead` steps from now, the block that the head of the queue hopes for."""

@@ -1,0 +1,134 @@
+"""What the documentation shows of the lab's results.
+
+    python -m bench.lab.markdown [LAB.JSON]
+
+prints three tables: each trace on plain servers of the usual number, smaller and larger pools and variations, and the requirements.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bench.lab.cells import PLAIN, VARIATIONS, Cell
+from bench.lab.contenders import DEFAULT
+from bench.lab.outcome import Estimate, Standing, by_cell, ratio
+from bench.lab.report import read
+from bench.lab.verdict import BLEND, LEAST_REQUEST, Verdict, best_rival, verdicts
+from bench.processes import ROOT
+
+Table = Mapping[Cell, Mapping[str, Standing]]
+
+_USUAL = 8
+_NOTHING = "–"
+
+
+def plain_cells(table: Table) -> Iterator[str]:
+    """A row for each trace and load on plain servers of the usual number."""
+    yield (
+        "| trace | load | ours, p90 s | best rival, p90 s | ours ÷ best | ÷ Go 3:2:2 | longest tenth's p99 ÷ least request's | captured | "
+        "work, max ÷ mean |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for cell in sorted(table):
+        if cell.servers == _USUAL and cell.variation == PLAIN and DEFAULT in table[cell]:
+            yield _row(cell, table[cell])
+
+
+def _row(cell: Cell, contenders: Mapping[str, Standing]) -> str:
+    own, best = contenders[DEFAULT], best_rival(contenders)
+    columns = [
+        cell.trace,
+        f"{cell.load:g}",
+        _told(own.numbers["ttft_p90"]),
+        f"{_told(best.numbers['ttft_p90'])} ({best.contender})" if best else _NOTHING,
+        f"**{_told(ratio(own, best, 'ttft_p90'))}**" if best else _NOTHING,
+        _against(own, contenders.get(BLEND), "ttft_p90"),
+        _against(own, contenders.get(LEAST_REQUEST), "longest_ttft_p99"),
+        f"{own.mean('captured'):.2f}",
+        _told(own.numbers["work_spread"]),
+    ]
+    return f"| {' | '.join(columns)} |"
+
+
+def _against(own: Standing, other: Standing | None, name: str) -> str:
+    return f"{ratio(own, other, name).mean:.2f}" if other is not None else _NOTHING
+
+
+def varied_cells(table: Table) -> Iterator[str]:
+    """Ours ÷ the best rival: a row for each size and variation, a column for each trace, the loads of a cell one behind the other."""
+    cells = [
+        cell for cell in sorted(table) if (cell.servers, cell.variation) != (_USUAL, PLAIN) and DEFAULT in table[cell]
+    ]
+    traces = list(dict.fromkeys(cell.trace for cell in cells))
+    kinds = sorted({_kind(cell) for cell in cells}, key=_place)
+    yield f"| what differs | {' | '.join(traces)} |"
+    yield "|---" * (1 + len(traces)) + "|"
+    for kind in kinds:
+        columns = [
+            "<br>".join(
+                f"{cell.load:g}: {_ratio_to_best(table[cell])}"
+                for cell in cells
+                if cell.trace == trace and _kind(cell) == kind
+            )
+            for trace in traces
+        ]
+        yield f"| {kind} | {' | '.join(one or _NOTHING for one in columns)} |"
+
+
+def _kind(cell: Cell) -> str:
+    return f"{cell.servers} servers" if cell.variation == PLAIN else cell.variation
+
+
+def _place(kind: str) -> tuple[int, str]:
+    names = list(VARIATIONS)
+    return (names.index(kind), kind) if kind in names else (-1, kind.zfill(10))
+
+
+def _ratio_to_best(contenders: Mapping[str, Standing]) -> str:
+    best = best_rival(contenders)
+    return _told(ratio(contenders[DEFAULT], best, "ttft_p90")) if best else _NOTHING
+
+
+def requirements(found: Iterable[Verdict]) -> Iterator[str]:
+    """`surely` are misses beyond the interval."""
+    yield "| required | cells | held | missed, of these surely | the worst |"
+    yield "|---|---|---|---|---|"
+    for one in found:
+        missed = one.failed
+        surely = sum(miss.surely_missed for miss in missed)
+        worst = _NOTHING
+        if missed:
+            first = missed[0]
+            worst = (
+                f"{_told(Estimate(first.value, first.half_width))} where {first.bound:.3g} is the bound: {first.cell}"
+            )
+        counts = f"{len(one.checks)} | {len(one.checks) - len(missed)} | {len(missed)}, {surely}"
+        yield f"| {one.requirement} | {counts} | {worst} |"
+
+
+def misses(found: Sequence[Verdict]) -> Iterator[str]:
+    """Every miss of every requirement."""
+    for one in found:
+        for miss in one.failed:
+            sure = ", surely" if miss.surely_missed else ""
+            yield f"- {one.requirement}: {_told(Estimate(miss.value, miss.half_width))} ({miss.bound:.3g}): {miss.cell}{sure}"
+
+
+def _told(value: Estimate) -> str:
+    shown = f"{value.mean:.3g}"
+    return f"{shown} ± {value.half_width:.1g}" if value.half_width else shown
+
+
+def main(arguments: Sequence[str]) -> int:
+    path = Path(arguments[0]) if arguments else ROOT / "bench" / "results" / "lab.json"
+    table = by_cell(read(path).standings)
+    found = verdicts(table)
+    for part in (plain_cells(table), varied_cells(table), requirements(found), misses(found)):
+        sys.stdout.write("\n".join(part) + "\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
