@@ -15,6 +15,7 @@ from datetime import datetime
 import msgspec
 import numpy as np
 
+from bench.lab.lines import reason
 from bench.lab.offered import MISSING_OUTPUT_TOKENS, Offered, TraceError
 from bench.policies import BLOCK_TOKENS
 from epp.decisions.lines import VERSION, Decision, Line, Members, Outcome, Run
@@ -66,7 +67,7 @@ def joined(lines: Iterable[tuple[str, bytes]]) -> Iterator[Logged]:
             if isinstance(line, Run):
                 if run is not None and line.run != run.run:
                     yield from open_ones.flush()
-                run, started = line, datetime.fromisoformat(line.started)
+                run, started = line, _time(line.started)
                 if line.version != VERSION:
                     raise ValueError(
                         f"version {line.version} of the decision log; this program reads version {VERSION}"
@@ -76,7 +77,7 @@ def joined(lines: Iterable[tuple[str, bytes]]) -> Iterator[Logged]:
             elif run is None:
                 raise ValueError('a decision log begins with {"line":"run",…}: give its older parts first')
         except (ValueError, msgspec.MsgspecError) as error:
-            cut = cut or TraceError(f"{place}: {error}")
+            cut = cut or TraceError(f"{place}: {_reason(error, raw)}")
             if raw.rstrip().endswith(b"}") or run is None:
                 raise cut from None
             continue
@@ -84,6 +85,10 @@ def joined(lines: Iterable[tuple[str, bytes]]) -> Iterator[Logged]:
             raise cut
         cut = None
         if isinstance(line, Decision):
+            if not (line.arrived_s >= 0.0 and line.prompt_bytes >= 0):
+                raise TraceError(
+                    f"{place}: arrived_s is {line.arrived_s:g} and prompt_bytes {line.prompt_bytes}; neither is ever below 0"
+                )
             open_ones.add(Logged(shift_s + line.arrived_s, line, None, run.block_bytes, run.fingerprint_bytes))
         elif isinstance(line, Outcome):
             open_ones.end(line)
@@ -91,6 +96,19 @@ def joined(lines: Iterable[tuple[str, bytes]]) -> Iterator[Logged]:
             continue
         yield from open_ones.ready()
     yield from open_ones.flush()
+
+
+def _time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"started: expected a time such as 2026-01-31T12:00:00Z, not {text!r}") from None
+
+
+def _reason(error: Exception, line: bytes) -> str:
+    if not begins(line) and line.lstrip().startswith(b"{"):
+        return "a line of another format in a decision log; a log is of one format"
+    return reason(error, line)
 
 
 class _Open:

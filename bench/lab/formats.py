@@ -10,24 +10,24 @@ the first line holds.
   the request's own limit.
 - Decision log: `bench.lab.decision_log`.
 
-Lines are read as they are needed, so a trace may be longer than memory. Times begin at 0 and never go back.
+Lines are read as they are needed, so a trace may be longer than memory. Times begin at 0; lines that are not in the order of their times are
+put into it, up to `WINDOW` of them apart.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
+import heapq
 import itertools
-import lzma
-import zlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import IO, cast
 
 import msgspec
 
 from bench.lab import decision_log
+from bench.lab.lines import excerpt, lines_of, reason
 from bench.lab.offered import MISSING_OUTPUT_TOKENS, Offered, TraceError
 from bench.policies import BLOCK_TOKENS
 from bench.replica.kv import TOKEN_BYTES
@@ -35,7 +35,18 @@ from epp.drops import Drop
 from epp.openai.body import parse
 from epp.prefix.fingerprints import fingerprints, seed_of
 
-_AZURE_HEADER = b"TIMESTAMP,"
+AZURE_HEADER = b"TIMESTAMP,"
+_AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
+_KNOWN = (
+    "known are the picker's decision log, JSON lines of Mooncake's traces or of OpenAI requests, and Azure's CSV "
+    f"({_AZURE}); docs/replay.md shows each"
+)
+
+WINDOW = 1000
+"""Lines between which the order of times may be another than that of lines: a log that is written as answers end."""
+
+LONGEST_GAP_S = 7 * 86_400.0
+"""Between two requests. More is a slip in a timestamp, and would be simulated for hours."""
 
 
 class _Line(msgspec.Struct, kw_only=True):
@@ -62,33 +73,51 @@ def read_file(path: Path) -> Iterator[Offered]:
     yield from read(lines_of(path), str(path))
 
 
-def lines_of(path: Path) -> Iterator[bytes]:
-    """Unpacked where the name ends in .xz or .gz. Raises TraceError while they are read."""
-    try:
-        with _opened(path) as lines:
-            yield from lines
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise TraceError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-
-
 def read(lines: Iterable[bytes], name: str) -> Iterator[Offered]:
     """The requests of `lines`, called `name` in messages. Raises TraceError, also while they are read."""
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     first = next(numbered, None)
     if first is None:
-        raise TraceError(f"{name}: there is no request in it")
+        raise TraceError(f"{name}: there is no request in it: it is empty")
     if decision_log.begins(first[1]):
         places = ((f"{name}:{number}", line) for number, line in itertools.chain([first], numbered))
         return ordered(decision_log.offered(decision_log.joined(places)))
-    if first[1].startswith(_AZURE_HEADER):
-        return ordered(_azure(numbered, name))
-    return ordered(_json(itertools.chain([first], numbered), name))
+    if first[1].startswith(AZURE_HEADER):
+        return _placed(_azure(numbered, name), name)
+    if not first[1].lstrip().startswith(b"{"):
+        raise TraceError(f"{name}:{first[0]}: a log of no known format begins with {excerpt(first[1])}; {_KNOWN}")
+    return _placed(_json(itertools.chain([first], numbered), name), name)
 
 
-def _opened(path: Path) -> IO[bytes]:
-    if path.suffix == ".xz":
-        return lzma.open(path)
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+def _placed(requests: Iterable[tuple[int, Offered]], name: str) -> Iterator[Offered]:
+    """In order of time, from 0 on. `requests` come with the numbers of their lines."""
+    waiting: list[tuple[float, int, Offered]] = []
+    zero_s: float | None = None
+    latest_s = -math.inf
+
+    def next_one() -> Offered:
+        nonlocal zero_s, latest_s
+        at_s, number, one = heapq.heappop(waiting)
+        if zero_s is None:
+            zero_s = latest_s = at_s
+        if at_s < latest_s:
+            raise TraceError(
+                f"{name}:{number}: its time is {latest_s - at_s:,.6g} s before that of a line far above; sort the file by time first"
+            )
+        if at_s > latest_s + LONGEST_GAP_S:
+            raise TraceError(
+                f"{name}:{number}: it comes {(at_s - latest_s) / 86_400:,.3g} days after the request before; correct its time, or cut the "
+                "file here"
+            )
+        latest_s = at_s
+        return msgspec.structs.replace(one, at_s=at_s - zero_s)
+
+    for number, one in requests:
+        heapq.heappush(waiting, (one.at_s, number, one))
+        if len(waiting) > WINDOW:
+            yield next_one()
+    while waiting:
+        yield next_one()
 
 
 def ordered(requests: Iterable[Offered]) -> Iterator[Offered]:
@@ -102,37 +131,39 @@ def ordered(requests: Iterable[Offered]) -> Iterator[Offered]:
         yield msgspec.structs.replace(request, at_s=latest_s)
 
 
-def _azure(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Offered]:
+def _azure(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[tuple[int, Offered]]:
     fresh = itertools.count()
     for number, line in lines:
         row = next(csv.reader([line.decode("utf-8", "replace")]))
         try:
             at_s = datetime.fromisoformat(row[0][:26]).timestamp()
             prompt_tokens, output_tokens = int(row[1]), int(row[2])
+            if prompt_tokens < 0 or output_tokens < 0:
+                raise ValueError
         except (ValueError, IndexError):
-            raise TraceError(
-                f"{name}:{number}: expected TIMESTAMP,ContextTokens,GeneratedTokens, not {line.decode('utf-8', 'replace').strip()[:80]!r}"
-            ) from None
+            raise TraceError(f"{name}:{number}: expected {_AZURE}, not {excerpt(line)}") from None
         blocks = list(itertools.islice(fresh, -(-max(1, prompt_tokens) // 512)))
-        yield Offered(at_s=at_s, prompt_tokens=max(1, prompt_tokens), output_tokens=output_tokens, blocks=blocks)
+        offered = Offered(at_s=at_s, prompt_tokens=max(1, prompt_tokens), output_tokens=output_tokens, blocks=blocks)
+        yield number, offered
 
 
-def _json(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Offered]:
+def _json(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[tuple[int, Offered]]:
     decode = msgspec.json.Decoder(_Line).decode
     scale = 0.0
     for index, (number, raw) in enumerate(lines):
         try:
+            if decision_log.begins(raw):
+                raise ValueError("a line of a decision log among those of a trace; a log is of one format")
             line = decode(raw)
             reads: Callable[[_Line, bytes], Offered] = _blocks if line.hash_ids is not None else _text
             offered = reads(line, raw)
         except (ValueError, msgspec.MsgspecError, Drop) as error:
-            reason = error.message if isinstance(error, Drop) else error
-            raise TraceError(f"{name}:{number}: {reason}") from None
+            raise TraceError(f"{name}:{number}: {reason(error, raw)}") from None
         if line.timestamp is None:
-            yield msgspec.structs.replace(offered, at_s=float(index))
+            yield number, msgspec.structs.replace(offered, at_s=float(index))
             continue
         scale = scale or _seconds_per_unit(line.timestamp, line.hash_ids is not None)
-        yield msgspec.structs.replace(offered, at_s=line.timestamp * scale)
+        yield number, msgspec.structs.replace(offered, at_s=line.timestamp * scale)
 
 
 def _seconds_per_unit(timestamp: float, is_blocks: bool) -> float:
@@ -148,12 +179,16 @@ def _blocks(line: _Line, raw: bytes) -> Offered:
         raise ValueError("beside hash_ids, input_length and output_length are needed, in tokens")
     if tokens <= 0 or tokens % BLOCK_TOKENS:
         raise ValueError(f"block_tokens is {tokens}; it must be a multiple of {BLOCK_TOKENS}")
+    if line.output_length < 0:
+        raise ValueError(f"output_length is {line.output_length}; it counts tokens")
+    if ids and not (min(ids) >= 0 and max(ids) < 1 << 64):
+        raise ValueError(f"hash_ids: {min(0, *ids) or max(ids)} is not from 0 to 2^64 - 1")
     if not 0 < line.input_length <= len(ids) * tokens:
         raise ValueError(f"{len(ids)} blocks of {tokens} tokens cannot be a prompt of {line.input_length}")
     return Offered(
         at_s=0.0,
         prompt_tokens=line.input_length,
-        output_tokens=max(0, line.output_length),
+        output_tokens=line.output_length,
         blocks=ids,
         block_tokens=tokens,
         model=line.model,

@@ -15,7 +15,17 @@ from bench.replay.comparison import compare
 from bench.replay.conditions import Condition
 from bench.replay.course import Candidate, ReplayError, Setting, counted_from_s
 from bench.replay.measures import MEASURES
-from bench.replay.options import BUILT_IN, CONTEXT, LOGS, Conditions, candidates_of, setting_of, tallies_of, with_pool
+from bench.replay.options import (
+    BUILT_IN,
+    CONTEXT,
+    LOGS,
+    Conditions,
+    Written,
+    candidates_of,
+    setting_of,
+    tallies_of,
+    with_pool,
+)
 from bench.replay.report import render, write
 from bench.replay.tuning import Tuning, tuned
 from epp.configuration import ConfigurationError
@@ -43,9 +53,7 @@ BROKEN = 2
     metavar="N",
     help="Runs of each configuration, alike but for chance.",
 )
-@click.option(
-    "--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write an HTML page with plots."
-)
+@click.option("--report", type=Written(), metavar="FILE", help="Write an HTML page with plots.")
 @click.option(
     "--fail-if",
     "fail_if",
@@ -66,7 +74,7 @@ def replay(
     """Replay a log of real traffic against simulated servers, once under each configuration, and compare.
 
     LOG is the picker's own decision log (epp run --decision-log; older parts first), a trace in Mooncake's format, Azure's CSV, or
-    JSON lines of OpenAI requests; which, is told by its content. Names ending in .gz and .xz are unpacked.
+    JSON lines of OpenAI requests; which, is told by its content, and so is whether gzip or xz packed it.
 
     The picker is the real one, under virtual time, and the servers are models of vLLM on measured GPUs: trust differences more
     than values. A difference comes with the interval that it stays within in 95 of 100 like traces.
@@ -95,7 +103,7 @@ def replay(
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Written(),
     metavar="FILE",
     help="Where the best configuration goes. By default the name of --config with .tuned.yaml at its end, here.",
 )
@@ -109,7 +117,7 @@ def replay(
 )
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Equal seeds find equal things.")
 @with_pool
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write an HTML page.")
+@click.option("--report", type=Written(), metavar="FILE", help="Write an HTML page.")
 def tune(
     logs: tuple[Path, ...],
     config: Path,

@@ -12,7 +12,6 @@ than two points less, `ttft_p50 > +20ms` twenty milliseconds slower. Without one
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ import msgspec
 
 from bench.replay.comparison import Cell, Row
 from bench.replay.measures import MEASURES, Unit
+from epp.configuration.problems import suggestion
 
 _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -29,7 +29,7 @@ _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-_CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([+-]?)\s*(\d+(?:\.\d+)?|\.\d+)\s*(%|ms|s)?\s*")
+_CONDITION = re.compile(r"\s*([\w-]+?)\s*(>=|<=|>|<)\s*([+-]?)\s*(\d+(?:\.\d+)?|\.\d+)\s*(%|ms|s)?\s*")
 _SCALE = {"%": 0.01, "ms": 0.001, "s": 1.0, "": 1.0}
 _EXAMPLE = "such as 'ttft_p90 > +5%', 'hit < -2%' or 'refused > 0'"
 
@@ -63,13 +63,15 @@ def parse(text: str) -> Condition:
     """Raises ValueError, with a message that says what is wrong."""
     match = _CONDITION.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no condition: expected a measure, one of > >= < <=, and a bound, {_EXAMPLE}")
+        raise ValueError(
+            f"{text!r} is no condition: expected a measure, one of > >= < <=, and a bound in %, ms or s, {_EXAMPLE}; repeat --fail-if for "
+            "another"
+        )
     name, comparison, sign, number, unit = match.groups(default="")
     measure = MEASURES.get(name)
     if measure is None:
-        near = difflib.get_close_matches(name, MEASURES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no measure {name!r}; {hint}There are {', '.join(MEASURES)}")
+        near = suggestion(name.replace("-", "_"), MEASURES)
+        raise ValueError(f"there is no measure {name!r}; {near}")
     bound = float(number) * _SCALE[unit] * (-1 if sign == "-" else 1)
     is_difference = bool(sign)
     if measure.unit is Unit.SECONDS:
@@ -77,6 +79,8 @@ def parse(text: str) -> Condition:
             raise ValueError(f"{text!r}: {name} is a time; give ms or s, or % for a difference")
         if unit == "%" and not is_difference:
             raise ValueError(f"{text!r}: {name} is a time; with % it must be a difference: +{number}% or -{number}%")
+    elif measure.unit is Unit.SHARE and unit == "" and float(number) > 1:
+        raise ValueError(f"{text!r}: {name} is a share; write {sign}{number}%, or a number up to 1")
     elif unit in ("ms", "s"):
         raise ValueError(f"{text!r}: {name} is no time")
     elif measure.unit is not Unit.SHARE and unit == "%" and not is_difference:

@@ -72,9 +72,11 @@ class _Lines:
 
 def about_source(source: Source) -> str:
     names = ", ".join(str(path) for path in source.paths)
-    rate = source.count / source.span_s if source.span_s else float("inf")
+    over = (
+        f"over {span(source.span_s)} ({source.count / source.span_s:.3g} a second)" if source.span_s else "all at once"
+    )
     return (
-        f"{names}: {source.kind} of {source.count:,} requests over {span(source.span_s)} ({rate:.3g} a second); "
+        f"{names}: {source.kind} of {source.count:,} request{'s' if source.count != 1 else ''} {over}; "
         f"mean prompt {source.prompt_tokens / source.count:,.0f} tokens, answer {source.output_tokens / source.count:,.0f}"
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import reduce
+from math import isfinite, nan
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from epp.configuration import load
 from epp.configuration.notation import parse_duration
 
 BUILT_IN = "default"
+LEAST_INTERVAL_S = 0.05
+FEW = 200
+"""Requests below which hardly any difference is sure."""
+
 _NOT_REPLAYED = ("quotas are not replayed: everybody may ask as much as in the log",)
 
 REPLICAS = 8
@@ -36,14 +42,48 @@ class Conditions(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-class _Duration(click.ParamType[Any]):
+class _Interval(click.ParamType[Any]):
     name = "DURATION"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return value if isinstance(value, float) else parse_duration(value)
+            interval_s = value if isinstance(value, float) else parse_duration(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if interval_s < LEAST_INTERVAL_S:
+            self.fail(
+                f"{value} is shorter than {LEAST_INTERVAL_S * 1000:g}ms, the least that epp run takes", param, ctx
+            )
+        return interval_s
+
+
+class _Factor(click.ParamType[Any]):
+    name = "X"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            factor = float(value)
+        except ValueError:
+            factor = nan
+        if not (isfinite(factor) and factor > 0):
+            self.fail(f"{value!r} is no number above 0, such as 1.5", param, ctx)
+        return factor
+
+
+class Written(click.ParamType[Any]):
+    """A file to write when all is done. That it cannot be written is better known before."""
+
+    name = "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if path.is_dir():
+            self.fail(f"{path} is a directory; name a file in it", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"there is no directory {path.parent}", param, ctx)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            self.fail(f"{path} may not be written", param, ctx)
+        return path
 
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -71,7 +111,7 @@ POOL = (
         "--speed",
         default=1.0,
         show_default=True,
-        type=click.FloatRange(0, min_open=True),
+        type=_Factor(),
         metavar="X",
         help="Let requests come so many times as fast.",
     ),
@@ -82,7 +122,7 @@ POOL = (
         "interval_s",
         default="1s",
         show_default=True,
-        type=_Duration(),
+        type=_Interval(),
         help="How often servers are scraped.",
     ),
     click.option(
@@ -141,6 +181,8 @@ def setting_of(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--profile") from None
     source = survey(logs, most=first, progress=display.progress)
+    if source.count < FEW:
+        click.echo(f"warning: so few requests ({source.count}) leave wide intervals", err=True)
     servers = pool(profile, replicas or source.servers or REPLICAS, lora_slots)
     return Setting(source=source, servers=servers, speed=speed, lean=lean, scrape_interval_s=interval_s)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from bench.lab.scene import server
 from bench.replica.profiles import Profile
+from epp.configuration.problems import suggestion
 
 SHORT: Mapping[str, str] = {
     "h100-llama8b": "Llama-3.1-8B@H100",
@@ -28,5 +29,5 @@ def pool(names: str, replicas: int, adapter_slots: int = 0) -> tuple[Profile, ..
 def _one(name: str, adapter_slots: int) -> Profile:
     full = SHORT.get(name.lower(), name)
     if full not in SHORT.values():
-        raise ValueError(f"there is no profile {name!r}; there are {', '.join(SHORT)}")
+        raise ValueError(f"there is no profile {name!r}; {suggestion(name, SHORT)}")
     return server(full, adapter_slots=adapter_slots)

@@ -14,7 +14,8 @@ import numpy as np
 
 from bench.lab import decision_log
 from bench.lab.decision_log import TOKENS_PER_BYTE, Logged
-from bench.lab.formats import lines_of, ordered, read
+from bench.lab.formats import AZURE_HEADER, ordered, read
+from bench.lab.lines import lines_of
 from bench.lab.offered import Offered, TraceError
 from bench.replay.histogram import BUCKETS, Counts, bucket, quantiles
 from epp.decisions.lines import Members
@@ -94,6 +95,9 @@ def survey(
 
     `progress` is asked for whom to tell at each of the times that everything is read: what is done, of how many requests.
     """
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise TraceError(f"{twice}: given twice")
     first_line = next((line for line in lines_of(paths[0]) if line.strip()), b"")
     if decision_log.begins(first_line):
         facts, count = _LogFacts(), 0
@@ -115,7 +119,7 @@ def survey(
     elif len(paths) > 1:
         raise TraceError(f"{paths[1]}: only a decision log may come in several files, and {paths[0]} is none")
     else:
-        kind = LENGTHS if first_line.startswith(b"TIMESTAMP,") else REQUESTS
+        kind = LENGTHS if first_line.startswith(AZURE_HEADER) else REQUESTS
         source = Source(paths=tuple(paths), kind=kind)
         again = "reading", most
     with progress(*again) as tell:

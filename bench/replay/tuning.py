@@ -21,6 +21,7 @@ SEARCHED = 0.7
 """The part of the log, from its beginning, that is searched on. The rest confirms."""
 
 SEEDS = 3
+FEWEST = 20
 _MARK = "# Tuned by epp tune"
 _SHOWN = ("ttft_p50", "ttft_p90", "ttft_p99", "ttft_long_p99", "e2e_p90", "hit", "attained")
 
@@ -58,6 +59,10 @@ def tuned(wish: Tuning, setting: Setting, processes: int | None) -> bool:
         raise ReplayError(
             f"{wish.config} spells out no weight and no number among the parameters of its plugins: nothing to search. Write into "
             "it those that may change, as epp plugins TYPE lists them"
+        )
+    if setting.source.count < FEWEST:
+        raise ReplayError(
+            f"{setting.source.paths[0]}: {setting.source.count} requests are too few to search on and to confirm with; take thousands"
         )
     screen = display.console()
     about = [display.about_source(setting.source), *_about(setting, known)]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
+import lzma
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.lab.formats import read, read_file
+from bench.lab.formats import WINDOW, read, read_file
 from bench.lab.generated import GENERATED, copies
 from bench.lab.offered import Offered, TraceError, block_hashes, chain, prompt_text
 from bench.lab.simulation import EndlessCache
@@ -79,7 +81,22 @@ class TestFormats:
     @pytest.mark.parametrize(
         ("bad", "says"),
         [
-            (b"{nonsense\n", "malformed"),
+            (b"{nonsense\n", "the line is no JSON from 'nonsense' on"),
+            (BLOCKS.replace(b"3000", b"NaN"), "the line is no JSON from 'NaN, "),
+            (BLOCKS[:40], "the line is cut off after .*; remove it"),
+            (b"2024-01-01 00:00:00,100,100\n", "no JSON object like the lines before: '2024"),
+            (b'{"line":"run","version":1}\n', "a line of a decision log among those of a trace"),
+            (line(timestamp=1, hash_ids=[3, -1], input_length=9, output_length=1), "hash_ids: -1 is not from 0"),
+            (
+                line(timestamp=1, hash_ids=[1 << 64], input_length=9, output_length=1),
+                f"hash_ids: {1 << 64} is not from",
+            ),
+            (line(timestamp=1, hash_ids=[1], input_length=9, output_length=-1), "output_length is -1"),
+            (line(timestamp=1e300, hash_ids=[1], input_length=9, output_length=1), "days after the request before"),
+            (
+                line(timestamp=1, hash_ids=["a"], input_length=9, output_length=1),
+                r"hash_ids\[0\]: expected `int`, got `str`",
+            ),
             (line(timestamp=1, hash_ids=[1], input_length=600, output_length=1), "cannot be a prompt of 600"),
             (line(timestamp=1, hash_ids=[1]), "input_length and output_length are needed"),
             (line(timestamp=1, hash_ids=[1], input_length=9, output_length=1, block_tokens=100), "multiple of 64"),
@@ -94,8 +111,13 @@ class TestFormats:
     def test_mistakes_in_azures_format_and_empty_files(self) -> None:
         with pytest.raises(TraceError, match=r"^log:2: expected TIMESTAMP"):
             list(read([b"TIMESTAMP,ContextTokens,GeneratedTokens\n", b"yesterday,1,2\n"], "log"))
+        with pytest.raises(TraceError, match=r"^log:2: expected TIMESTAMP"):
+            list(read([b"TIMESTAMP,ContextTokens,GeneratedTokens\n", b"2024-01-01 00:00:00,-1,2\n"], "log"))
         with pytest.raises(TraceError, match="no request"):
             list(read([b"\n"], "log"))
+        for strange in (b"hello\n", b"Timestamp,Request tokens\n", b"[1, 2]\n", b"\x7fELF\n"):
+            with pytest.raises(TraceError, match=r"^log:1: a log of no known format begins with .*; known are "):
+                list(read([strange], "log"))
         with pytest.raises(TraceError, match="no/such/file"):
             list(read_file(Path("no/such/file")))
 
@@ -109,11 +131,38 @@ class TestFormats:
                 yield BLOCKS
 
         assert len(list(itertools.islice(read(endless(), "x"), 1000))) == 1000
-        assert given <= 1001
+        assert given <= 1001 + WINDOW
 
-    def test_times_never_go_back(self) -> None:
-        late, early = read([BLOCKS, BLOCKS.replace(b"3000", b"1000")], "x")
-        assert late.at_s == early.at_s == 0.0
+    def test_lines_are_put_into_the_order_of_their_times_as_far_as_can_be(self) -> None:
+        at = [BLOCKS.replace(b"3000", b"%d" % (1000 * n)) for n in range(2 * WINDOW)]
+        mixed = [line for pair in zip(at[1::2], at[::2], strict=True) for line in pair]
+        assert [one.at_s for one in read(mixed, "x")] == [float(n) for n in range(2 * WINDOW)]
+        with pytest.raises(TraceError, match=rf"^x:{2 * WINDOW}: .* before that of a line far above; sort the file"):
+            list(read([*at[1:], at[0]], "x"))
+
+    @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
+    def test_what_a_file_is_packed_by_is_told_by_its_content(
+        self, pack: Callable[[bytes], bytes], tmp_path: Path
+    ) -> None:
+        for name in ("log.jsonl", "log.gz", "log.xz"):
+            path = tmp_path / name
+            path.write_bytes(pack(BLOCKS * 3))
+            assert len(list(read_file(path))) == 3
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (gzip.compress(BLOCKS * 99)[:60], "the packed file is cut off"),
+            (lzma.compress(BLOCKS * 99)[:90], "the packed file is cut off"),
+            (b"\x28\xb5\x2f\xfdxyz", "zstd -d it first"),
+            (b"PK\x03\x04xyz", "unzip it first"),
+        ],
+    )
+    def test_what_cannot_be_unpacked(self, content: bytes, says: str, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        path.write_bytes(content)
+        with pytest.raises(TraceError, match=f"^{path}: .*{says}"):
+            list(read_file(path))
 
 
 class TestTraces:

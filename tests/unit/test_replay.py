@@ -294,10 +294,17 @@ class TestReplay:
         [
             (("--config", "no.yaml"), "--config no.yaml cannot be read: No such file"),
             (("--config", LEAST, "--config", LEAST), "--config is given twice"),
-            (("--profile", "h100"), "there is no profile 'h100'; there are h100-llama8b"),
+            (("--profile", "h100"), "there is no profile 'h100'; known: 2xh100-qwen32b, 4xh100-llama70b, a100-llama8b"),
             (("--fail-if", "ttft_p90 > +5%"), "needs a second --config"),
             (("--fail-if", "ttft > +5%"), "there is no measure 'ttft'"),
+            (("--profile", "h100-lama8b"), "did you mean h100-llama8b?"),
             (("--refresh-metrics-interval", "soon"), "soon"),
+            (("--refresh-metrics-interval", "0s"), "0s is shorter than 50ms"),
+            (("--speed", "nan"), "'nan' is no number above 0"),
+            (("--fail-if", "TTFT-P90 > 1s"), "did you mean ttft_p90?"),
+            (("--fail-if", "hit < 2"), "hit is a share; write 2%"),
+            (("--fail-if", "hit < 2%, refused > 0"), "repeat --fail-if for another"),
+            (("--report", "/no/such/place/report.html"), "there is no directory /no/such/place"),
         ],
     )
     def test_wrong_usage_is_explained(self, tmp_path: Path, args: Sequence[str], says: str) -> None:
