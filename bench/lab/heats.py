@@ -12,7 +12,7 @@ from bench.lab.contenders import CONTENDERS, DEFAULT
 from bench.lab.outcome import Standing
 from bench.lab.verdict import BLEND, LEAST_REQUEST
 
-NEAR = 1.25
+NEAR = 1.15
 """p90 time to first token ÷ the best."""
 
 SEED = 1
