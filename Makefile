@@ -59,7 +59,7 @@ bench: $(VENV)/.ready  ## CPU per request, per chunk, idle, memory against the b
 	@$(BIN)/python -m bench.flow
 
 .PHONY: lab
-lab: $(VENV)/.ready  ## every routing policy on every trace under virtual time, a page with plots (CELLS=quick: minutes, full: hours)
+lab: $(VENV)/.ready  ## every routing policy on every trace under virtual time, a page with plots (CELLS=quick: minutes, standard: an hour, full: hours)
 	@$(BIN)/python -m bench.lab $(CELLS)
 
 .PHONY: lab-live
