@@ -15,6 +15,7 @@ from bench.lab.cells import SETS, VARIATIONS, WORKLOADS, Cell, scene
 from bench.lab.contenders import CONTENDERS, DEFAULT
 from bench.lab.heats import is_heat, qualified, starters
 from bench.lab.knee import bisect, expected, key
+from bench.lab.markdown import misses, plain_cells, requirements, varied_cells
 from bench.lab.outcome import Estimate, Standing, by_cell, estimate, numbers, ratio, standings
 from bench.lab.record import Outcome, Record
 from bench.lab.report import Findings, joined, read, write
@@ -261,6 +262,40 @@ class TestVerdicts:
         cells = [Cell(trace="groups", servers=8, load=load) for load in (0.5, 1.0)]
         found = [standing(cell, DEFAULT, captured=value) for cell, value in zip(cells, (0.9, 0.5), strict=True)]
         assert [one.value for one in verdicts(by_cell(found))[4].failed] == [0.5, 0.9]
+
+
+class TestMarkdown:
+    plain = Cell(trace="root", servers=8, load=1.3)
+    small, lean = (
+        msgspec.structs.replace(plain, servers=4),
+        msgspec.structs.replace(plain, variation="lean"),
+    )
+
+    def table(self) -> dict[Cell, dict[str, Standing]]:
+        found: list[Standing] = []
+        for cell in (self.plain, self.small, self.lean):
+            for name, p90_s in ((DEFAULT, (1.0, 2.0)), ("LMETRIC", (2.0, 2.0))):
+                one = standing(cell, name, ttft_p90=sum(p90_s) / 2)
+                found.append(msgspec.structs.replace(one, seeds=2, runs={"ttft_p90": dict(enumerate(p90_s))}))
+        return by_cell(found)
+
+    def test_plain_cells_stand_beside_their_best_rival(self) -> None:
+        _, _, row = plain_cells(self.table())
+        assert row.startswith("| root | 1.3 | 1.5 | 2 (LMETRIC) | **0.75 ± 3** | – |")
+
+    def test_what_differs_is_a_row_and_a_trace_a_column(self) -> None:
+        head, _, *rows = varied_cells(self.table())
+        assert head == "| what differs | root |"
+        assert rows == ["| 4 servers | 1.3: 0.75 ± 3 |", "| lean | 1.3: 0.75 ± 3 |"]
+
+    def test_requirements_name_the_worst_and_misses_all(self) -> None:
+        table = self.table()
+        table[self.lean][DEFAULT] = standing(self.lean, DEFAULT, ttft_p90=3.0)
+        found = verdicts(table)
+        first = list(requirements(found))[2]
+        assert first.startswith("| p90 TTFT within 2 %")
+        assert "| 3 | 2 | 1, 0 | 1.5 where 1.02 is the bound: root × 8, load 1.3, lean |" in first
+        assert len([line for line in misses(found) if "1.5 (1.02): root × 8, load 1.3, lean" in line]) == 1
 
 
 class TestReport:
