@@ -6,6 +6,7 @@ A policy that is far behind on plain servers, below the knee as well as past it,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import inf
 
 from bench.lab.cells import PLAIN, Cell
 from bench.lab.contenders import CONTENDERS, DEFAULT
@@ -13,7 +14,10 @@ from bench.lab.outcome import Standing
 from bench.lab.verdict import BLEND, LEAST_REQUEST
 
 NEAR = 1.15
-"""p90 time to first token ÷ the best."""
+"""p90 time to first token ÷ the best, in the heat in which a policy did better."""
+
+MOST = 6
+"""So many of those near go on; where nothing is shared nearly all are."""
 
 SEED = 1
 _ALWAYS = (DEFAULT, BLEND, LEAST_REQUEST)
@@ -31,13 +35,19 @@ def can_run(contender: str, cell: Cell) -> bool:
 
 def qualified(heats: Mapping[Cell, Mapping[str, Standing]]) -> dict[str, set[str]]:
     """By trace who is worth running in its further cells; the traces that had no heat are not there."""
-    found: dict[str, set[str]] = {}
+    behind: dict[str, dict[str, float]] = {}
     for cell, contenders in heats.items():
         if is_heat(cell):
             p90_s = {name: one.mean("ttft_p90") for name, one in contenders.items() if "ttft_p90" in one.numbers}
-            near = {name for name, value in p90_s.items() if value <= NEAR * min(p90_s.values())}
-            found.setdefault(cell.trace, set(_ALWAYS)).update(near)
-    return found
+            of_trace = behind.setdefault(cell.trace, {})
+            for name, value in p90_s.items():
+                of_trace[name] = min(of_trace.get(name, inf), value / min(p90_s.values()))
+    return {trace: {*_ALWAYS, *_nearest(of_trace)} for trace, of_trace in behind.items()}
+
+
+def _nearest(behind: Mapping[str, float]) -> list[str]:
+    near = [name for name, ratio in behind.items() if ratio <= NEAR and name not in _ALWAYS]
+    return sorted(near, key=behind.__getitem__)[:MOST]
 
 
 def starters(cell: Cell, contenders: Iterable[str], qualified: Mapping[str, set[str]]) -> list[str]:

@@ -154,6 +154,8 @@ class TestHeats:
         worth = qualified(by_cell(found))
         assert worth == {"root": {DEFAULT, BLEND, "least request", "LMETRIC", "Llumnix"}}
         assert starters(self.further, ["random", "Llumnix"], worth) == ["Llumnix"]
+        crowd = [standing(self.heat, f"{number}", ttft_p90=1.0 + 0.01 * number) for number in range(12)]
+        assert qualified(by_cell(crowd))["root"] == {DEFAULT, BLEND, "least request", *"012345"}
         elsewhere = msgspec.structs.replace(self.further, trace="groups")
         assert starters(elsewhere, ["random", "Llumnix"], worth) == ["random", "Llumnix"]
 
