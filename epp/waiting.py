@@ -47,8 +47,8 @@ _TOLD = {
     Ending.EVICTED_TTL: "The request waited {waited_s:.1f} s, and no model server had room for it. Try again later.",
     Ending.EVICTED_NO_ENDPOINTS: "The request waited {waited_s:.1f} s, and there was no ready model server. Try again later.",
     Ending.EVICTED_CANCELLED: "The client left after {waited_s:.1f} s.",
-    Ending.EVICTED_PRESSURE: "The request gave way to one of higher priority after {waited_s:.1f} s, because too many wait. "
-    "Try again later.",
+    Ending.EVICTED_PRESSURE: "Too many requests wait for a model server. This one gave way after {waited_s:.1f} s to one of higher "
+    "priority, or of a client who has fewer that wait. Try again later.",
     Ending.EVICTED_SHUTTING_DOWN: "This endpoint picker is going down; the request waited {waited_s:.1f} s. Try again.",
 }
 

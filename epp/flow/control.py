@@ -8,41 +8,22 @@ ticket that takes its room. A change of what gave a ticket its priority does not
 from __future__ import annotations
 
 from bisect import insort
-from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import chain
 from math import inf
 from typing import Generic
 
 import msgspec
 
+from epp.flow.band import Band, BandState
 from epp.flow.heap import Heap
 from epp.flow.limits import new_ceilings
 from epp.flow.programs import ProgramAware
-from epp.flow.settings import BandSettings, FlowSettings, Policies
+from epp.flow.settings import FlowSettings
 from epp.flow.ticket import Ending, Payload, Settled, Ticket
-from epp.flow.turns import Flow, OneLine, RoundRobin, Turns, WeightedTokens
 
 IDLE_S = 600.0
 """How long a band that was made on demand is kept without a request."""
-
-
-class FlowState(msgspec.Struct, frozen=True):
-    """One tenant's part of a band."""
-
-    fairness_id: str
-    requests: int
-    bytes: int
-
-
-class BandState(msgspec.Struct, frozen=True):
-    """One priority level as it is now."""
-
-    priority: int
-    requests: int
-    bytes: int
-    max_requests: int
-    max_bytes: int
-    flows: tuple[FlowState, ...]
 
 
 class FlowControlState(msgspec.Struct, frozen=True):
@@ -53,82 +34,6 @@ class FlowControlState(msgspec.Struct, frozen=True):
     max_requests: float
     max_bytes: float
     bands: tuple[BandState, ...]
-
-
-class _Band(Generic[Payload]):
-    """One priority level. Its tickets stand in the order in which they came."""
-
-    __slots__ = ("bytes", "flows", "idle_since_s", "priority", "settings", "tickets", "turns")
-
-    def __init__(self, priority: int, settings: BandSettings, now_s: float) -> None:
-        self.priority = priority
-        self.settings = settings
-        self.turns: Turns[Payload] = _turns(settings.policies)
-        self.flows: dict[str, Flow[Payload]] = {}
-        self.tickets: OrderedDict[Ticket[Payload], None] = OrderedDict()
-        self.bytes = 0
-        self.idle_since_s = now_s
-
-    def has_room(self, ticket: Ticket[Payload]) -> bool:
-        settings = self.settings
-        return len(self.tickets) < settings.max_requests and self.bytes + ticket.body_bytes <= settings.max_bytes
-
-    def add(self, ticket: Ticket[Payload]) -> None:
-        flow = self.flows.get(ticket.fairness_id)
-        if flow is None:
-            flow = self.flows[ticket.fairness_id] = self.turns.open(ticket.fairness_id)
-        ticket.flow = flow
-        flow.requests += 1
-        flow.bytes += ticket.body_bytes
-        self.tickets[ticket] = None
-        self.bytes += ticket.body_bytes
-        flow.line.add(ticket)
-
-    def take(self) -> Ticket[Payload]:
-        line = self.turns.next()
-        ticket = line.first()
-        flow = ticket.flow
-        assert flow is not None
-        line.take(ticket)
-        self.turns.took(flow, ticket.tokens)
-        self._forget(ticket, flow)
-        return ticket
-
-    def remove(self, ticket: Ticket[Payload]) -> None:
-        flow = ticket.flow
-        assert flow is not None
-        flow.line.remove(ticket)
-        self._forget(ticket, flow)
-
-    def newest(self) -> Iterator[Ticket[Payload]]:
-        return reversed(self.tickets)
-
-    def _forget(self, ticket: Ticket[Payload], flow: Flow[Payload]) -> None:
-        ticket.flow = None
-        del self.tickets[ticket]
-        self.bytes -= ticket.body_bytes
-        flow.requests -= 1
-        flow.bytes -= ticket.body_bytes
-        if not flow.requests:
-            self.turns.close(flow)
-            del self.flows[flow.fairness_id]
-
-    def state(self) -> BandState:
-        flows = tuple([FlowState(flow.fairness_id, flow.requests, flow.bytes) for flow in self.flows.values()])
-        settings = self.settings
-        return BandState(self.priority, len(self.tickets), self.bytes, settings.max_requests, settings.max_bytes, flows)
-
-
-def _turns(policies: Policies) -> Turns[Payload]:
-    match policies.fairness:
-        case "global-strict":
-            return OneLine(policies)
-        case "round-robin":
-            return RoundRobin(policies)
-        case "weighted-tokens":
-            return WeightedTokens(policies)
-        case "program-aware":
-            return ProgramAware(policies)
 
 
 class FlowControl(Generic[Payload]):
@@ -148,7 +53,7 @@ class FlowControl(Generic[Payload]):
         self.free_below = self._ceilings.free_below
         bands = (settings.default, settings.negative, *settings.bands.values())
         self.counts_service = any(band.policies.fairness == "program-aware" for band in bands)
-        self._bands: dict[int, _Band[Payload]] = {}
+        self._bands: dict[int, Band[Payload]] = {}
         self._priorities: list[int] = []
         self._deadlines: Heap[Ticket[Payload]] = Heap()
         self._pool_empty = pool_empty
@@ -309,8 +214,8 @@ class FlowControl(Generic[Payload]):
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    def _provide(self, priority: int, now_s: float) -> _Band[Payload]:
-        band: _Band[Payload] = _Band(priority, self.settings.band(priority), now_s)
+    def _provide(self, priority: int, now_s: float) -> Band[Payload]:
+        band: Band[Payload] = Band(priority, self.settings.band(priority), now_s)
         self._bands[priority] = band
         insort(self._priorities, priority, key=lambda known: -known)
         return band
@@ -324,26 +229,34 @@ class FlowControl(Generic[Payload]):
                 return True
         return False
 
-    def _make_room(self, band: _Band[Payload], ticket: Ticket[Payload], now_s: float) -> list[Settled[Payload]] | None:
-        """Those of lower bands who give way to `ticket`, the lowest first and the newest of it; None where that is not enough."""
-        settings = self.settings
-        if not band.has_room(ticket):
-            return None
-        over_requests = self.requests + 1 - settings.max_requests
-        over_bytes = self.bytes + ticket.body_bytes - settings.max_bytes
-        if over_requests <= 0 and over_bytes <= 0:
+    def _make_room(self, band: Band[Payload], ticket: Ticket[Payload], now_s: float) -> list[Settled[Payload]] | None:
+        """Those who give way to `ticket`: of lower bands, the lowest first and the newest of it, and what those cannot give, or its
+        own band has no room for, of whoever hoards in its own. None where that is not enough.
+        """
+        size = ticket.body_bytes
+        own_requests: float = len(band.tickets) + 1 - band.settings.max_requests
+        own_bytes: float = band.bytes + size - band.settings.max_bytes
+        over_requests = self.requests + 1 - self.settings.max_requests
+        over_bytes = self.bytes + size - self.settings.max_bytes
+        if own_requests <= 0 and own_bytes <= 0 and over_requests <= 0 and over_bytes <= 0:
             return []
-        lower = [self._bands[known] for known in reversed(self._priorities) if known < ticket.priority]
-        if sum(len(one.tickets) for one in lower) < over_requests or sum(one.bytes for one in lower) < over_bytes:
+        lower: list[Band[Payload]] = []
+        if over_requests > 0 or over_bytes > 0:
+            lower = [self._bands[known] for known in reversed(self._priorities) if known < ticket.priority]
+            own_requests = max(own_requests, over_requests - sum(len(one.tickets) for one in lower))
+            own_bytes = max(own_bytes, over_bytes - sum(one.bytes for one in lower))
+        fits = own_requests <= 0 and own_bytes <= 0
+        victims = [] if fits else band.hoarded(ticket, own_requests, own_bytes)
+        if victims is None:
             return None
-        victims: list[Ticket[Payload]] = []
-        for one in lower:
-            for victim in one.newest():
-                if over_requests <= 0 and over_bytes <= 0:
-                    break
-                victims.append(victim)
-                over_requests -= 1
-                over_bytes -= victim.body_bytes
+        over_requests -= len(victims)
+        over_bytes -= sum(victim.body_bytes for victim in victims)
+        for victim in chain.from_iterable(one.newest() for one in lower):
+            if over_requests <= 0 and over_bytes <= 0:
+                break
+            victims.append(victim)
+            over_requests -= 1
+            over_bytes -= victim.body_bytes
         return [self._give_up(victim, Ending.EVICTED_PRESSURE, now_s) for victim in victims]
 
     def _deadline_s(self, ticket: Ticket[Payload]) -> float:
@@ -362,7 +275,7 @@ class FlowControl(Generic[Payload]):
         band.remove(ticket)
         return self._settle(band, ticket, ending, now_s)
 
-    def _settle(self, band: _Band[Payload], ticket: Ticket[Payload], ending: Ending, now_s: float) -> Settled[Payload]:
+    def _settle(self, band: Band[Payload], ticket: Ticket[Payload], ending: Ending, now_s: float) -> Settled[Payload]:
         self.requests -= 1
         self.bytes -= ticket.body_bytes
         band.idle_since_s = now_s

@@ -8,18 +8,20 @@ from typing import Generic, Protocol
 from epp.flow.heap import Entry, Heap
 from epp.flow.lines import Line, new_line
 from epp.flow.settings import Policies
-from epp.flow.ticket import Payload
+from epp.flow.ticket import Payload, Ticket
 
 
 class Flow(Generic[Payload]):
-    """One tenant's tickets in a band, for as long as there are any. `line` may be shared with other flows."""
+    """One tenant's tickets in a band, in the order in which they came, for as long as there are any. `line` is the order in which
+    they go; it may be shared with other flows.
+    """
 
-    __slots__ = ("bytes", "entry", "fairness_id", "line", "requests", "tag")
+    __slots__ = ("bytes", "entry", "fairness_id", "line", "tag", "tickets")
 
     def __init__(self, fairness_id: str, line: Line[Payload]) -> None:
         self.fairness_id = fairness_id
         self.line = line
-        self.requests = 0
+        self.tickets: OrderedDict[Ticket[Payload], None] = OrderedDict()
         self.bytes = 0
         self.tag = 0.0
         self.entry: Entry[Flow[Payload]] | None = None

@@ -313,16 +313,35 @@ async def test_a_burst_of_two_thousand(
     await until(crowd.accounted)
     refused = burst - room - 2 * each
     assert scene.metric(WAITS) == room
-    assert scene.metric(ENDED, outcome="RejectedCapacity") == refused
+    # Whose tenant has more that wait than another's gives way to it.
+    endings = [scene.metric(ENDED, outcome=ending) for ending in ("RejectedCapacity", "EvictedQueuePressure")]
+    assert sum(endings) == refused
     assert scene.metric("llm_d_epp_inflight_requests") == 2 * each
     for origin in scene.origins:
         origin.release()
     assert await crowd.settled() == {200: burst - refused, 429: refused}
-    assert {one.reason for one in crowd.sent} == {"", "rejected-saturated"}
+    assert {one.reason for one in crowd.sent} <= {"", "rejected-saturated", "evicted-queue-pressure"}
     served = crowd.served()
     assert len(served) == len(set(served)) == burst - refused
     await until(crowd.nothing_is_left)
     assert scene.metric(ENDED) == burst
+
+
+async def test_one_that_fills_the_queue_shuts_out_no_other_tenant(
+    make_scene: Callable[..., Scene], client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    scene = started(await asyncio.to_thread(make_scene, 1), tmp_path, each=1, waiting=40)
+    crowd = Crowd(scene, client, "late")
+    greedy = [crowd.ask("bronze", "greedy") for _ in range(60)]
+    await until(crowd.accounted)
+    modest = [crowd.ask("bronze", "modest") for _ in range(15)]
+    await until(crowd.accounted)
+    assert scene.metric(WAITS, fairness_id="modest") == 15
+    assert scene.metric(WAITS, fairness_id="greedy") == 25
+    scene.origins[0].release()
+    assert await crowd.settled() == {200: 41, 429: 34}
+    assert {one.status for one in modest} == {200}
+    assert Counter(one.reason for one in greedy) == {"": 26, "rejected-saturated": 19, "evicted-queue-pressure": 15}
 
 
 async def test_a_pool_emptied_and_filled_while_requests_run_and_wait(

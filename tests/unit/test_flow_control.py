@@ -228,28 +228,50 @@ class Machine(RuleBasedStateMachine):
         endings = {one.ticket: one.ending for one in settled}
         own = endings.pop(ticket, None)
         assert set(endings.values()) <= {Ending.EVICTED_PRESSURE}
-        for victim in endings:
-            assert victim.priority < ticket.priority
+        below = [victim for victim in endings if victim.priority < ticket.priority]
+        beside = [victim for victim in endings if victim.priority == ticket.priority]
+        assert len(below) + len(beside) == len(endings)
+        for victim in below:
             assert not any(other.priority < victim.priority for other in self.waiting), "a lower one stayed"
             newer = [other for other in self.waiting if other.priority == victim.priority]
             assert all(other.payload < victim.payload for other in newer), "a newer one stayed"
         mine = [other for other in before if other.priority == ticket.priority]
-        lower = [other for other in before if other.priority < ticket.priority]
-        full = len(mine) >= 12 or sum(other.body_bytes for other in mine) + ticket.body_bytes > 600
-        crowded = (
-            len(before) - len(lower) >= 40
-            or sum(other.body_bytes for other in set(before) - set(lower)) + ticket.body_bytes > 2000
-        )
+        others = [other for other in before if other.priority >= ticket.priority]
+        full = len(mine) >= 12 or _bytes(mine) + ticket.body_bytes > 600
+        crowded = len(others) >= 40 or _bytes(others) + ticket.body_bytes > 2000
         if self.draining:
             assert own is Ending.REJECTED_SHUTTING_DOWN
         elif ticket.max_wait_s == 0.0:
             assert own in (Ending.EVICTED_TTL, Ending.EVICTED_NO_ENDPOINTS)
-        elif full or crowded:
-            assert own is (Ending.REJECTED_NO_ENDPOINTS if self.empty else Ending.REJECTED_CAPACITY)
+        elif not full and not crowded:
+            assert own is None and not beside
+        elif own is None:
+            self._check_hoarder(ticket, beside)
         else:
-            assert own is None
+            assert own is (Ending.REJECTED_NO_ENDPOINTS if self.empty else Ending.REJECTED_CAPACITY)
+            if BANDS[ticket.priority][0] != "global-strict":
+                self._check_that_nobody_hoards(ticket, mine)
         if own is not None:
             assert not endings
+
+    def _check_hoarder(self, ticket: Plain, victims: list[Plain]) -> None:
+        """One flow made room, and no more of it than is fair."""
+        assert BANDS[ticket.priority][0] != "global-strict"
+        [tenant] = {victim.fairness_id for victim in victims}
+        assert tenant != ticket.fairness_id
+        line = [other for other in self.waiting if other.priority == ticket.priority]
+        theirs = [other for other in line if other.fairness_id == tenant]
+        ours = [other for other in line if other.fairness_id == ticket.fairness_id]
+        assert all(other.payload < victim.payload for victim in victims for other in theirs), "a newer one stayed"
+        assert len(theirs) >= len(ours) or _bytes(theirs) >= _bytes(ours)
+
+    def _check_that_nobody_hoards(self, ticket: Plain, mine: list[Plain]) -> None:
+        """Of flows one is asked that holds about the most, to a power of two, in what there is too much of."""
+        ours = [other for other in mine if other.fairness_id == ticket.fairness_id]
+        for tenant in set(TENANTS) - {ticket.fairness_id}:
+            theirs = [other for other in mine if other.fairness_id == tenant]
+            slack = 2 * (_bytes(ours) + 2 * ticket.body_bytes + 150)
+            assert len(theirs) < 2 * len(ours) + 4 or _bytes(theirs) < slack
 
     def _check_turn(self, ticket: Plain) -> None:
         assert ticket.priority == max(other.priority for other in self.waiting), "a lower priority first"
@@ -297,6 +319,10 @@ class Machine(RuleBasedStateMachine):
                     self.together.setdefault(key, 0.0)
                 else:
                     self.together.pop(key, None)
+
+
+def _bytes(tickets: list[Plain]) -> int:
+    return sum(ticket.body_bytes for ticket in tickets)
 
 
 TestMachine = Machine.TestCase
@@ -545,6 +571,52 @@ def test_a_full_queue_refuses_rather_than_evict_in_vain() -> None:
     ]
     assert [one.ticket.payload for one in flow.submit(Ticket("small", priority=1, body_bytes=1), 0.0)] == ["new"]
     assert [one.ending for one in flow.submit(Ticket("lowest", priority=-1), 0.0)] == [Ending.REJECTED_CAPACITY]
+
+
+@pytest.mark.parametrize("bound", ["band", "all"])
+@pytest.mark.parametrize("fairness", sorted(set(get_args(Fairness)) - {"global-strict"}))
+def test_who_fills_the_queue_shuts_out_no_other_flow(fairness: Fairness, bound: str) -> None:
+    band = BandSettings(max_requests=100 if bound == "band" else 1000, policies=Policies(fairness=fairness))
+    flow: FlowControl[str] = FlowControl(FlowSettings(default=band, max_requests=100), 0.0)
+    for number in range(150):
+        flow.submit(Ticket(str(number), fairness_id="greedy"), 0.0)
+    gone = [flow.submit(Ticket("modest", fairness_id="modest"), 0.0) for _ in range(60)]
+    endings = [(one.ticket.payload, one.ending) for each in gone for one in each]
+    # To the half, the newest first; then who comes is one too many.
+    given = [(str(number), Ending.EVICTED_PRESSURE) for number in range(99, 49, -1)]
+    assert endings == given + 10 * [("modest", Ending.REJECTED_CAPACITY)]
+    assert {(one.fairness_id, one.requests) for one in flow.state().bands[0].flows} == {("greedy", 50), ("modest", 50)}
+
+
+def test_who_fills_the_queue_with_bodies_shuts_out_no_other_flow() -> None:
+    flow = control(fairness="round-robin", max_bytes=1000)
+    for number in range(10):
+        flow.submit(Ticket(f"large {number}", fairness_id="greedy", body_bytes=100), 0.0)
+    for number in range(20):
+        flow.submit(Ticket(f"empty {number}", fairness_id="idle"), 0.0)
+    gone = [flow.submit(Ticket("small", fairness_id="modest", body_bytes=30), 0.0) for _ in range(20)]
+    assert [one.ticket.payload for each in gone for one in each] == [
+        *[f"large {number}" for number in (9, 8, 7, 6, 5)],
+        *["small"] * 4,
+    ]
+
+
+def test_what_one_flow_gives_no_lower_one_has_to_give_too() -> None:
+    band = BandSettings(max_requests=4, policies=Policies(fairness="round-robin"))
+    flow: FlowControl[str] = FlowControl(FlowSettings(default=band, negative=band, max_requests=5), 0.0)
+    flow.submit(Ticket("low", priority=-1), 0.0)
+    for number in range(4):
+        flow.submit(Ticket(f"greedy {number}", fairness_id="greedy"), 0.0)
+    gone = flow.submit(Ticket("modest", fairness_id="modest"), 0.0)
+    assert [one.ticket.payload for one in gone] == ["greedy 3"]
+
+
+def test_where_flows_are_one_line_who_came_first_has_the_room() -> None:
+    flow = control(max_requests=2)
+    for _ in range(2):
+        flow.submit(Ticket("greedy", fairness_id="greedy"), 0.0)
+    [one] = flow.submit(Ticket("modest", fairness_id="modest"), 0.0)
+    assert one.ending is Ending.REJECTED_CAPACITY
 
 
 def test_no_more_give_way_than_must() -> None:
