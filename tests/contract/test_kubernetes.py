@@ -19,6 +19,7 @@ from epp.kubernetes.discovery import PodDiscovery
 from epp.kubernetes.objects import ObjectSource, policies, routing
 from epp.resources.objects import EXPERIMENTAL, LLM_D, NETWORKING, InferencePool, Resource
 from tests.apiserver import FakeApi, Object, a_pod
+from tests.waiting import PATIENCE_S
 
 PODS = "/api/v1/namespaces/default/pods"
 POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/default/inferencepools"
@@ -39,7 +40,7 @@ OLD_POOL = {
 
 
 async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(PATIENCE_S):
         while not true():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.005)
 

@@ -22,6 +22,7 @@ from epp.settings import Settings
 from tests.apiserver import FakeApi
 from tests.certificates import Authority
 from tests.contract.test_kubernetes import until
+from tests.waiting import PATIENCE_S
 
 TOKENS = "/apis/authentication.k8s.io/v1/tokenreviews"
 ACCESS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
@@ -137,7 +138,7 @@ async def test_while_the_server_is_known_to_be_silent_it_is_not_waited_for(judge
 async def test_who_is_known_does_not_wait_for_a_stranger(judged: Judged) -> None:
     assert await judged("good") is HTTPStatus.OK
     async with judged.reviews._one_at_a_time:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(PATIENCE_S):
             assert await judged("good") is HTTPStatus.OK
 
 
@@ -247,7 +248,7 @@ async def test_a_release_does_not_wait_for_a_server_that_is_silent(
     one.leadership.start()
     await until(lambda: one.leadership.leading)
     server.silent = True
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(PATIENCE_S):
         await one.leadership.release()
     assert leases.holder("epp-default-llama.llm-d.ai") == "one"
     assert "the Lease epp-default-llama.llm-d.ai is left to run out: no answer in time" in caplog.messages

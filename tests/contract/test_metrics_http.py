@@ -17,6 +17,7 @@ from epp.extproc import tls
 from epp.observe import http as observation
 from epp.observe.http import TEXT, Answer, ObservationServer
 from tests.unit.test_metrics_exposition import OPENMETRICS, exposition
+from tests.waiting import PATIENCE_S
 
 
 class Switch:
@@ -46,7 +47,7 @@ async def exchange(port: int, *requests: bytes, then: bytes = b"") -> bytes:
     """Everything that the server says to these bytes until it closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"".join(requests) + then)
-    said = await asyncio.wait_for(reader.read(), 10)
+    said = await asyncio.wait_for(reader.read(), PATIENCE_S)
     writer.close()
     await writer.wait_closed()
     return said
@@ -215,9 +216,9 @@ async def test_closing_ends_idle_connections_and_frees_the_port() -> None:
     await server.close()
     port = await server.start("127.0.0.1", 0)
     reader, writer = await greeted(port)
-    await asyncio.wait_for(server.close(), 10)
+    await asyncio.wait_for(server.close(), PATIENCE_S)
     await server.close()
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     writer.close()
     await writer.wait_closed()
     with pytest.raises(ConnectionRefusedError):
@@ -233,7 +234,7 @@ async def test_over_tls_it_is_http_1_whatever_the_client_offers() -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname="localhost")
     negotiated = writer.get_extra_info("ssl_object").selected_alpn_protocol()
     writer.write(get("/healthz", "connection: close"))
-    said = await asyncio.wait_for(reader.read(), 10)
+    said = await asyncio.wait_for(reader.read(), PATIENCE_S)
     writer.close()
     await writer.wait_closed()
     await server.close()
@@ -243,7 +244,7 @@ async def test_over_tls_it_is_http_1_whatever_the_client_offers() -> None:
 
 async def test_the_standard_librarys_client_is_served() -> None:
     def fetch(port: int) -> list[tuple[int, int]]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         answers = []
         for path in ("/metrics", "/healthz", "/metrics"):
             connection.request("GET", path, headers={"accept-encoding": "gzip"})

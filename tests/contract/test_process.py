@@ -25,6 +25,7 @@ from epp.extproc.health import CHECK
 from epp.ports import PROCESS
 from epp.settings import Settings
 from tests.contract.transports import TRANSPORTS, Talk
+from tests.waiting import PATIENCE_S, eventually
 
 DESTINATION = "x-gateway-destination-endpoint"
 SUBSET = ("envoy.lb.subset_hint", "x-gateway-destination-endpoint-subset")
@@ -73,9 +74,7 @@ class Gateway:
         return float(self.endpoints.in_flight.sum())
 
     async def settled(self) -> None:
-        async with asyncio.timeout(5):
-            while self.in_flight:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await eventually(lambda: not self.in_flight)
 
 
 class Call:
@@ -94,7 +93,7 @@ class Call:
         """Half-close; what still came, and the status must be OK."""
         await self.talk.half_close()
         rest = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while (message := await self.talk.read()) is not None:
                 rest.append(pb.ProcessingResponse.FromString(message))
             assert await self.talk.code() is grpc.StatusCode.OK

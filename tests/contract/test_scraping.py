@@ -26,12 +26,10 @@ from epp.signals.answers import Failure
 from epp.signals.engines import MAX_PAGE_BYTES
 from epp.signals.scraper import Scraper
 from epp.signals.source import MetricsSource
+from tests.waiting import PATIENCE_S
 
 PAGE = b"vllm:num_requests_waiting 4\nvllm:num_requests_running 2\n"
 REPORT = Report(waiting=4.0, running=2.0)
-PATIENCE_S = 60.0
-"""For what has to come: a machine may be busy."""
-
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

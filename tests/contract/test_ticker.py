@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from epp.ticker import Ticker
+from tests.waiting import PATIENCE_S
 
 
 class Pump:
@@ -48,7 +49,7 @@ async def test_it_goes_on_for_as_long_as_somebody_waits() -> None:
     pump = Pump(4)
     ticker = Ticker(pump)
     ticker.wake()
-    await asyncio.wait_for(pump.idle.wait(), 10)
+    await asyncio.wait_for(pump.idle.wait(), PATIENCE_S)
     await asyncio.sleep(0.05)
     assert pump.calls == 4
     ticker.close()
@@ -60,7 +61,7 @@ async def test_a_pump_that_fails_is_called_again() -> None:
     pump = Pump(2, fails=True)
     ticker = Ticker(pump)
     ticker.wake()
-    await asyncio.wait_for(pump.idle.wait(), 10)
+    await asyncio.wait_for(pump.idle.wait(), PATIENCE_S)
     assert [type(error) for error in errors] == [ZeroDivisionError]
     ticker.close()
 

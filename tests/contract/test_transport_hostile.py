@@ -9,7 +9,7 @@ import gc
 import socket
 import struct
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import hpack
@@ -23,6 +23,7 @@ from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
 from epp.extproc.transport import OpenSession, Stream
 from tests.contract.transports import Echo, Silent, serving, until
+from tests.waiting import PATIENCE_S, eventually
 
 ECHO, SILENT = "/test.Echo/Process", "/test.Silent/Process"
 HELLO = PREFACE + b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0"
@@ -40,12 +41,6 @@ def call(stream_id: int, path: str = ECHO) -> bytes:
     return frame(1, 4, stream_id, block)
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
 class Neighbour:
     """An honest client on a connection of its own: `talk` has a message echoed."""
 
@@ -56,7 +51,7 @@ class Neighbour:
 
     async def talk(self) -> None:
         self.writer.write(frame(0, 0, 1, b"\0\0\0\0\5hello"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await self._reader.readuntil(b"hello")
 
 
@@ -91,7 +86,7 @@ async def test_a_flood_ends_its_connection_and_no_other(flood: bytes) -> None:
         reader, writer = await asyncio.open_connection(*address.split(":"))
         begin = frame(1, 0, 3, b"\x82") if flood[3] == 9 else b""
         writer.write(HELLO + call(1, SILENT) + begin + flood * 2_000)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             assert b"\0\0\0\x0b" in await reader.read()
         await until([False], closings)
         await eventually(lambda: server.statistics().connections == 1)
@@ -106,7 +101,7 @@ async def test_a_rapid_reset_opens_no_more_sessions_than_its_allowance() -> None
         writer.write(HELLO)
         for number in range(5_000):
             writer.write(call(2 * number + 1, SILENT) + frame(3, 0, 2 * number + 1, b"\0\0\0\x08"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             assert b"\0\0\0\x0b" in await reader.read()
         await eventually(lambda: server.statistics().connections == 1)
         assert server.statistics().calls <= 302
@@ -128,17 +123,28 @@ async def test_connections_beyond_the_limit_are_shut_at_once() -> None:
         writer.close()
 
 
-async def test_a_stalled_tls_handshake_is_timed_and_counts_as_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "GREETING_TIMEOUT_S", 0.3)
+async def test_a_stalled_tls_handshake_counts_as_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "GREETING_TIMEOUT_S", 3600.0)
     context = tls.server_context(tls.self_signed(datetime.datetime.now(datetime.UTC)))
     server = Http2Server({}, Limits(max_connections=5), context)
     async with serving(server) as address:
         pairs = [await asyncio.open_connection(*address.split(":")) for _ in range(8)]
         await eventually(lambda: server.statistics().limits.get("max_connections", 0) == 3)
+        for _, writer in pairs:
+            writer.close()
+    assert server.statistics().limits == {"max_connections": 3}
+
+
+async def test_a_stalled_tls_handshake_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "GREETING_TIMEOUT_S", 0.05)
+    context = tls.server_context(tls.self_signed(datetime.datetime.now(datetime.UTC)))
+    server = Http2Server({}, Limits(), context)
+    async with serving(server) as address:
+        pairs = [await asyncio.open_connection(*address.split(":")) for _ in range(5)]
         await eventually(lambda: server.statistics().limits.get("handshake_timeout_s", 0) == 5)
         assert server.statistics().connections == 0
         for reader, writer in pairs:
-            await asyncio.wait_for(reader.read(), 5)
+            await asyncio.wait_for(reader.read(), PATIENCE_S)
             writer.close()
 
 
@@ -150,7 +156,7 @@ async def test_what_speaks_no_tls_is_shown_out_quietly(caplog: pytest.LogCapture
             reader, writer = await asyncio.open_connection(*address.split(":"))
             writer.write(opening)
             writer.write_eof()
-            await asyncio.wait_for(reader.read(), 5)
+            await asyncio.wait_for(reader.read(), PATIENCE_S)
             writer.close()
         assert server.statistics().connections == 0
     assert not caplog.records
@@ -182,7 +188,7 @@ async def test_a_half_closed_connection_ends_its_calls() -> None:
         writer.write_eof()
         await until([False], closings)
         await eventually(lambda: server.statistics().connections == 1)
-        await asyncio.wait_for(reader.read(), 5)
+        await asyncio.wait_for(reader.read(), PATIENCE_S)
         writer.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
 
 import hpack
 import pytest
@@ -16,6 +15,7 @@ from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
 from epp.extproc.transport import OpenSession, Stream
 from tests.contract.transports import Echo, Silent, serving, until
+from tests.waiting import PATIENCE_S, eventually
 
 ECHO = "/test.Echo/Process"
 FIELDS = [
@@ -43,12 +43,6 @@ def echo_routes(closings: list[bool]) -> dict[str, OpenSession]:
     return {ECHO: lambda stream: Echo(stream, closings)}
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
 async def test_a_client_that_does_not_read_is_not_read_either() -> None:
     closings: list[bool] = []
     server = Http2Server(echo_routes(closings))
@@ -72,7 +66,7 @@ async def test_a_client_that_does_not_read_is_not_read_either() -> None:
 async def read_data(reader: asyncio.StreamReader) -> int:
     """Read frames up to the end of stream 1; returns how many bytes of DATA came."""
     total = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             head, flags, stream_id = struct.unpack(">LBL", await reader.readexactly(9))
             await reader.readexactly(head >> 8)
@@ -86,7 +80,7 @@ async def test_a_client_that_never_greets_is_shown_out(monkeypatch: pytest.Monke
     monkeypatch.setattr(server_module, "GREETING_TIMEOUT_S", 0.05)
     async with serving(Http2Server({})) as address:
         reader, writer = await asyncio.open_connection(*address.split(":"))
-        await asyncio.wait_for(reader.read(), 5)
+        await asyncio.wait_for(reader.read(), PATIENCE_S)
         writer.close()
 
 
@@ -101,7 +95,7 @@ async def test_a_client_that_errs_can_read_why_although_it_sends_on() -> None:
             await loop.sock_sendall(client, greeting() + frame(0, 0, 99, b"idle") + bytes(4 << 20))
             await until([False], closings)
             output = b""
-            while data := await asyncio.wait_for(loop.sock_recv(client, 1 << 16), 5):
+            while data := await asyncio.wait_for(loop.sock_recv(client, 1 << 16), PATIENCE_S):
                 output += data
         assert b"DATA on an idle stream" in output
         await eventually(lambda: server.statistics().connections == 0)
@@ -162,7 +156,7 @@ async def test_a_deadline_is_kept_by_the_server_alone() -> None:
     async with serving(server) as address:
         reader, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(greeting([*FIELDS, ("grpc-timeout", "20m")]))
-        assert b"grpc-status\x014" in await asyncio.wait_for(reader.readuntil(b"exceeded"), 5)
+        assert b"grpc-status\x014" in await asyncio.wait_for(reader.readuntil(b"exceeded"), PATIENCE_S)
         assert closings == [False]
         assert server.statistics().streams == 0
         writer.close()
@@ -201,7 +195,7 @@ async def test_an_idle_connection_leaves_when_drained() -> None:
         server.drain()
         await asyncio.sleep(0.02)
         writer.write(frame(6, 1, 0, b"epp.bye!"))
-        await asyncio.wait_for(reader.read(), 5)
+        await asyncio.wait_for(reader.read(), PATIENCE_S)
         writer.close()
         await eventually(lambda: server.statistics().connections == 0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from epp.extproc.grpc_aio import AioServer
 from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
 from epp.extproc.transport import OpenSession, Stream
+from tests.waiting import eventually
 
 
 class Server(Protocol):
@@ -84,10 +84,8 @@ class Spiteful(Silent):
 
 
 async def until(wanted: list[bool], closings: list[bool]) -> None:
-    """Wait for the server to have told its sessions; the test's own timeout is the limit."""
-    async with asyncio.timeout(5):
-        while closings != wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    """Wait for the server to have told its sessions."""
+    await eventually(lambda: closings == wanted)
 
 
 class Talk:

@@ -17,9 +17,9 @@ from tests.faults.client import Client, Outcome
 from tests.faults.faults import FAULTS, Bench, Fault
 from tests.faults.origin import FaultyOrigin
 from tests.integration.conftest import FULL_DUPLEX, LEAN, Scene
-from tests.integration.test_body_modes import wait_for
 from tests.integration.test_faults import failing
 from tests.integration.test_tls import over_tls
+from tests.waiting import wait_for
 
 PATIENCE_S = 14.0
 """How long a client waits: more than full duplex Envoy waits for a picker (10 s)."""
@@ -173,7 +173,7 @@ async def run_fault(bench: Bench, fault: Fault, prompt: str) -> Row:
 
     await fault.end(bench)
     picked_s = await picked_again(bench)
-    await asyncio.to_thread(wait_for, lambda: bench.scene.metric("epp_pressure_step") == 0, 30.0)
+    await asyncio.to_thread(wait_for, lambda: bench.scene.metric("epp_pressure_step") == 0)
     before, during, after, response = words
     return Row(fault.name, (before, during, after, response), answered_s, picked_s)
 

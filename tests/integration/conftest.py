@@ -15,6 +15,7 @@ import pytest
 
 from bench.processes import ENVOY_CONFIGS, Process, Stand, answers, envoy_config, free_port
 from tests.integration.origin import Origin
+from tests.waiting import PATIENCE_S
 
 LEAN = ENVOY_CONFIGS / "lean.yaml"
 FULL_DUPLEX = ENVOY_CONFIGS / "full-duplex.yaml"
@@ -41,7 +42,7 @@ def ask(
     method: str = "POST",
     path: str = "/v1/chat/completions",
     headers: Mapping[str, str] | None = None,
-    timeout_s: float = 30.0,
+    timeout_s: float = PATIENCE_S,
     begun: threading.Event | None = None,
     body_after_s: float | None = None,
 ) -> Answer:
@@ -123,7 +124,7 @@ class Scene:
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum over all series of `name` that have `labels`, on the picker's metrics page."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.metrics, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.metrics, timeout=PATIENCE_S)
         connection.request("GET", "/metrics")
         page = connection.getresponse().read().decode()
         connection.close()

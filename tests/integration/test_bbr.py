@@ -17,8 +17,8 @@ import pytest
 from bench.processes import ENVOY_CONFIGS, Process, answers, free_port
 from tests.integration.conftest import CHAT, Answer, Scene
 from tests.integration.origin import Origin
-from tests.integration.test_body_modes import wait_for
 from tests.integration.test_pools import ROUTES
+from tests.waiting import wait_for
 
 BBR = ENVOY_CONFIGS / "bbr.yaml"
 NAMES = ("gemma", "gemma-next", "deepseek", "llm-base")

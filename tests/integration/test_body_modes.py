@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import CHAT, FULL_DUPLEX, LEAN, Scene
+from tests.waiting import PATIENCE_S, wait_for
 
 MODES: dict[str, tuple[Path, str, str, str]] = {
     "lean": (LEAN, "BUFFERED_PARTIAL", "NONE", "SEND"),
@@ -101,7 +101,7 @@ class TestEveryMode:
 
     def test_response_trailers_pass(self, scenes: Callable[[str], Scene], mode: str) -> None:
         scene = scenes(mode)
-        with socket.create_connection(("127.0.0.1", scene.port), timeout=30) as client:
+        with socket.create_connection(("127.0.0.1", scene.port), timeout=PATIENCE_S) as client:
             body = json.dumps(CHAT).encode()
             head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-answer: trailers\r\ncontent-type: application/json\r\n"
             head += f"te: trailers\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -112,7 +112,7 @@ class TestEveryMode:
     def test_request_trailers_end_a_body(self, scenes: Callable[[str], Scene], mode: str) -> None:
         scene = scenes(mode)
         body = json.dumps(CHAT).encode()
-        with socket.create_connection(("127.0.0.1", scene.port), timeout=30) as client:
+        with socket.create_connection(("127.0.0.1", scene.port), timeout=PATIENCE_S) as client:
             head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             client.sendall(f"{head}transfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n".encode())
             client.sendall(b"%x\r\n%s\r\n0\r\nx-sum: 1\r\n\r\n" % (len(body), body))
@@ -176,10 +176,3 @@ def read_until(client: socket.socket, end: bytes) -> bytes:
         assert piece, f"the connection ended after {received[-300:]!r}"
         received += piece
     return received
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.05)

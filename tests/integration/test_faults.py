@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import CHAT, FULL_DUPLEX, LEAN, Answer, Scene, ask
-from tests.integration.test_body_modes import read_until, wait_for
+from tests.integration.test_body_modes import read_until
+from tests.waiting import PATIENCE_S, wait_for
 
 STREAM = {**CHAT, "stream": True}
 RANKED = str(Path(__file__).resolve().parents[2] / "config" / "ranked.yaml")
@@ -42,7 +43,7 @@ def started(scene: Scene, source: Path = LEAN, *, allow: bool = True) -> Scene:
 
 def begin_stream(scene: Scene, events: int) -> socket.socket:
     """A streamed request whose first event has arrived."""
-    client = socket.create_connection(("127.0.0.1", scene.port), timeout=30)
+    client = socket.create_connection(("127.0.0.1", scene.port), timeout=PATIENCE_S)
     body = json.dumps(STREAM).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-answer: slow:{events}\r\ncontent-length: {len(body)}\r\n"
@@ -178,7 +179,7 @@ class TestDestinations:
         assert statuses == [200] * 200
         wait_for(lambda: scene.metric("llm_d_epp_request_running") == 0)
         # How evenly depends on who is first to end; that none is forgotten does not.
-        assert min(len(origin.received) for origin in scene.origins) >= 20
+        assert all(origin.received for origin in scene.origins)
 
 
 def short_sighted(config: dict[str, Any]) -> None:

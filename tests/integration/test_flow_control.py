@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.integration.conftest import CHAT, FULL_DUPLEX, LEAN, Answer, Scene
-from tests.integration.test_body_modes import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 FLOW = """
 apiVersion: llm-d.ai/v1alpha1
@@ -107,7 +107,7 @@ def test_a_request_waits_until_another_has_ended(scenes: Callable[[Path], Scene]
 def impatient(config: dict[str, Any]) -> None:
     manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     ext_proc = next(f for f in manager["http_filters"] if f["name"] == "envoy.filters.http.ext_proc")
-    ext_proc["typed_config"]["message_timeout"] = "0.3s"
+    ext_proc["typed_config"]["message_timeout"] = "2s"
 
 
 def test_envoy_lets_a_request_wait_beyond_its_message_timeout(make_scene: Callable[..., Scene], config: Path) -> None:
@@ -118,7 +118,7 @@ def test_envoy_lets_a_request_wait_beyond_its_message_timeout(make_scene: Callab
     first = occupied(scene)
     second = Later(scene)
     wait_for(lambda: scene.metric(WAITS) == 1)
-    time.sleep(1.0)
+    time.sleep(3.0)
     assert scene.metric(WAITS) == 1
     assert len(scene.origins[0].received) == 1
     scene.origins[0].release()
@@ -164,7 +164,7 @@ def test_the_official_client_comes_back_after_a_429(scenes: Callable[[Path], Sce
 
     def client(retries: int) -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=f"http://127.0.0.1:{scene.port}/v1", api_key="k", max_retries=retries, timeout=30.0
+            base_url=f"http://127.0.0.1:{scene.port}/v1", api_key="k", max_retries=retries, timeout=PATIENCE_S
         )
 
     with client(0) as hasty, pytest.raises(openai.RateLimitError):

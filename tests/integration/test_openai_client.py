@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.integration.conftest import FULL_DUPLEX, LEAN, Scene
-from tests.integration.test_body_modes import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 # A thousand tokens that do not come back while a test runs; requests to one model that come back every four seconds.
 QUOTA = """
@@ -50,7 +50,9 @@ BOTH = pytest.mark.parametrize("source", [LEAN, FULL_DUPLEX], ids=["lean", "full
 
 
 def client(scene: Scene, key: str, retries: int = 0) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{scene.port}/v1", api_key=key, max_retries=retries, timeout=30.0)
+    return openai.OpenAI(
+        base_url=f"http://127.0.0.1:{scene.port}/v1", api_key=key, max_retries=retries, timeout=PATIENCE_S
+    )
 
 
 def error_of(raised: openai.APIStatusError) -> tuple[str | None, str | None, str | None]:
@@ -59,7 +61,7 @@ def error_of(raised: openai.APIStatusError) -> tuple[str | None, str | None, str
 
 
 def quotas(scene: Scene) -> list[dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", scene.metrics, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", scene.metrics, timeout=PATIENCE_S)
     connection.request("GET", "/debug/quotas")
     rows: list[dict[str, Any]] = json.loads(connection.getresponse().read())
     connection.close()

@@ -14,7 +14,7 @@ import pytest
 from bench.processes import ENVOY_CONFIGS, ROOT
 from tests.integration.conftest import CHAT, Answer, Scene
 from tests.integration.origin import Origin
-from tests.integration.test_body_modes import wait_for
+from tests.waiting import wait_for
 
 ROUTES = ROOT / "deploy" / "routes"
 POOLS = ENVOY_CONFIGS / "pools.yaml"

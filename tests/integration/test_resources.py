@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import CHAT, FULL_DUPLEX, LEAN, Answer, Scene
-from tests.integration.test_body_modes import read_until, wait_for
+from tests.integration.test_body_modes import read_until
+from tests.waiting import PATIENCE_S, wait_for
 
 OBJECTIVE_HEADER = "x-gateway-inference-objective"
 
@@ -93,7 +94,7 @@ def test_a_split_is_the_same_for_the_same_seed(make_scene: Callable[..., Scene],
 
 def held(scene: Scene) -> socket.socket:
     """A request whose answer has begun and does not end until the origins are told."""
-    client = socket.create_connection(("127.0.0.1", scene.port), timeout=30)
+    client = socket.create_connection(("127.0.0.1", scene.port), timeout=PATIENCE_S)
     body = json.dumps({**CHAT, "stream": True}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-answer: hold:2\r\ncontent-length: {len(body)}\r\n"
     client.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)

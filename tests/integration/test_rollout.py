@@ -17,8 +17,8 @@ import yaml
 from bench.processes import ROOT
 from tests.faults.client import Client, Outcome
 from tests.integration.conftest import FULL_DUPLEX, LEAN, Scene
-from tests.integration.test_body_modes import wait_for
 from tests.integration.test_faults import RANKED
+from tests.waiting import wait_for
 
 RENDERED = ROOT / "tests" / "data" / "helm" / "inferencepool-values.yaml"
 HELD = 40
@@ -124,7 +124,7 @@ async def test_a_rollout_fails_no_request(source: Path, make_scene: Callable[...
     mark = len(seen)
     await asyncio.to_thread(wait_for, partial(served, mark + 50))
     # Envoy sends a picker nothing before its health check, once in two seconds, has seen it.
-    await asyncio.to_thread(wait_for, lambda: all(one.metric("llm_d_epp_request_total") > 0 for one in new), 30.0)
+    await asyncio.to_thread(wait_for, lambda: all(one.metric("llm_d_epp_request_total") > 0 for one in new))
     over.set()
     await asyncio.gather(*asking)
     assert [outcome for outcome in outcomes + seen if not outcome.ok] == []

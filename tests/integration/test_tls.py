@@ -20,8 +20,8 @@ from bench.processes import ENVOY_CONFIGS
 from epp.extproc.tls import Identity
 from tests.certificates import DAY, Authority, store
 from tests.integration.conftest import CHAT, FULL_DUPLEX, LEAN, Scene
-from tests.integration.test_body_modes import wait_for
 from tests.integration.test_faults import begin_stream, failing, rest_of
+from tests.waiting import PATIENCE_S, wait_for
 
 ENVOY = "spiffe://cluster.local/ns/gateway/sa/envoy"
 TRANSPORTS = ["http2", "grpc.aio"]
@@ -67,7 +67,7 @@ def passes(scene: Scene) -> bool:
 
 def shown_by(port: int) -> str:
     """The certificate that the picker shows to a new connection, PEM."""
-    return ssl.get_server_certificate(("127.0.0.1", port), timeout=10)
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE_S)
 
 
 def same(pem: str, identity: Identity) -> bool:
@@ -128,7 +128,7 @@ class TestServing:
         assert "spiffe://cluster.local/ns/default/sa/curious" in picker.output()
         assert scene.metric("epp_degraded_total") >= 1
         # Health on its own port asks for nothing.
-        with socket.create_connection(("127.0.0.1", scene.health), timeout=5) as probe:
+        with socket.create_connection(("127.0.0.1", scene.health), timeout=PATIENCE_S) as probe:
             probe.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
             assert probe.recv(9)[3] == 4
 
@@ -214,12 +214,12 @@ def test_no_log_holds_what_was_entrusted(make_scene: Callable[..., Scene], tmp_p
     for how in ("status:500", "sse:5", "trailers"):
         scene.ask({**CHAT, "messages": [prompt], "stream": True}, headers={**secret, "x-answer": how})
     for token in ("planted-metrics-token", "planted-wrong-token"):
-        connection = http.client.HTTPConnection("127.0.0.1", scene.metrics, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", scene.metrics, timeout=PATIENCE_S)
         connection.request("GET", "/metrics?token=planted-query", headers={"authorization": f"Bearer {token}"})
         page = connection.getresponse().read()
         assert b"planted" not in page
         connection.close()
-    with socket.create_connection(("127.0.0.1", scene.grpc), timeout=5) as stranger:
+    with socket.create_connection(("127.0.0.1", scene.grpc), timeout=PATIENCE_S) as stranger:
         stranger.sendall(b"GET /planted-path HTTP/1.1\r\nauthorization: planted-key\r\n\r\n")
     tokens.write_text("planted-token-not-hashed")
     wait_for(lambda: "the last good tokens stay" in picker.log.read_text())

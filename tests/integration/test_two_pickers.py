@@ -14,8 +14,8 @@ import pytest
 from bench.processes import Process
 from tests.faults.client import Client, Outcome
 from tests.integration.conftest import FULL_DUPLEX, LEAN, Scene
-from tests.integration.test_body_modes import wait_for
 from tests.integration.test_faults import RANKED
+from tests.waiting import wait_for
 
 IN_FLIGHT = 500
 NOTICE_S = 2.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from epp.watch import HUNG_STATUS
 from tests.integration.conftest import LEAN, Scene
-from tests.integration.test_body_modes import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 SLOW = """
 apiVersion: llm-d.ai/v1alpha1
@@ -48,14 +48,14 @@ def test_a_late_loop_picks_cheaper_says_so_and_recovers(make_scene: Callable[...
         thread.start()
     try:
         # A random choice asks no scorer, so nothing blocks any more while the step holds.
-        wait_for(lambda: scene.metric("epp_pressure_step") == 2, 30)
+        wait_for(lambda: scene.metric("epp_pressure_step") == 2)
     finally:
         over.set()
         for thread in clients:
             thread.join()
     assert scene.metric("epp_degraded_total") > 0
     control.unlink()
-    wait_for(lambda: scene.metric("epp_pressure_step") == 0, 30)
+    wait_for(lambda: scene.metric("epp_pressure_step") == 0)
     assert scene.picker is not None
     assert "picks are made as configured again" in scene.picker.output()
 
@@ -73,7 +73,7 @@ def test_a_hung_loop_ends_its_process_with_its_stacks(make_scene: Callable[..., 
     assert scene.ask().status == 200
     control.write_text("600")
     assert scene.ask().status == 200
-    assert picker.child.wait(20) == HUNG_STATUS
+    assert picker.child.wait(PATIENCE_S) == HUNG_STATUS
     text = picker.log.read_text()
     assert "the event loop has not turned for 1 s" in text
     assert "in score" in text

@@ -16,9 +16,7 @@ import pytest
 from bench.processes import Process, Stand, answers, free_port
 from epp.kubernetes.crds import crds
 from tests.cluster import Cluster, Object
-
-PATIENCE_S = 60.0
-"""For what takes milliseconds on an idle machine."""
+from tests.waiting import PATIENCE_S
 
 
 def until(true: Callable[[], object], what: str = "") -> None:

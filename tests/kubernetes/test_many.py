@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bench.processes import answers, free_port, stand
 from tests.cluster import Cluster, Object
-from tests.kubernetes.conftest import PATIENCE_S, Watching, a_pool, until
+from tests.kubernetes.conftest import Watching, a_pool, until
+from tests.waiting import PATIENCE_S
 
 
 def by_pool(picker: Watching) -> dict[str, set[str]]:

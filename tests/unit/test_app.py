@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from epp.incidents import Incidents
 from epp.ledger import Ledger
 from epp.observe.metrics import Metrics
 from epp.pool import Pool
-from epp.ports import PROCESS, READINESS
+from epp.ports import PROCESS, READINESS, _until_told
 from epp.prefix.index import PrefixIndex
 from epp.reports import STALLED_SCRAPES, Reports
 from epp.request import BLOCK_BYTES
@@ -351,3 +354,40 @@ class TestOneCall:
         assert immediate.status.code == 413
         assert b"exceeds 1000 bytes" in immediate.body
         assert whole.metrics.refusals == {Reason.BODY_TOO_LARGE: 1}
+
+
+class Stopped:
+    """A service that hears how it is stopped."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[float, float]] = []
+
+    async def start(self) -> None: ...
+
+    async def stop(self, notice_s: float, grace_s: float) -> None:
+        self.heard.append((notice_s, grace_s))
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("number", "drain_timeout_s", "heard"),
+    [
+        (signal.SIGTERM, 60.0, (5.0, 55.0)),
+        (signal.SIGTERM, 2.0, (1.0, 1.0)),
+        # A person waits, and no proxy has to notice anything first.
+        (signal.SIGINT, 60.0, (0.0, 60.0)),
+    ],
+)
+async def test_who_is_told_to_end_by_an_orchestrator_gives_notice_first(
+    number: signal.Signals, drain_timeout_s: float, heard: tuple[float, float]
+) -> None:
+    service, told = Stopped(), asyncio.Queue[signal.Signals]()
+    told.put_nowait(number)
+    thresholds = gc.get_threshold()
+    try:
+        await _until_told(service, drain_timeout_s, told)
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+    assert service.heard == [heard]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import sys
 from collections import Counter
@@ -30,6 +29,7 @@ from epp.openai.tokens import TokenEstimator
 from epp.pipeline import PluginFaults
 from epp.prefix.index import PrefixIndex
 from tests.pools import a_request
+from tests.waiting import eventually
 
 SECRET = "xyzzy-planted"
 LINE: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
@@ -347,10 +347,7 @@ class TestFile:
         shelf = Shelf(tmp_path / "log")
         shelf.file.start()
         shelf.desk.serve("hello " * 100)
-        for _ in range(10_000):
-            if shelf.fates["written"] >= 4:
-                break
-            await asyncio.sleep(0.001)
+        await eventually(lambda: shelf.fates["written"] >= 4)
         assert len(shelf.lines()) == 4
         await shelf.file.close()
 

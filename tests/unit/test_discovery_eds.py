@@ -12,6 +12,7 @@ import pytest
 
 from epp.discovery.eds import EdsFile, eds_document
 from epp.endpoint import Endpoint
+from tests.waiting import eventually
 
 
 def servers(*numbers: int) -> list[Endpoint]:
@@ -104,10 +105,7 @@ async def test_a_missing_directory_is_said_once_and_awaited(tmp_path: Path, capl
         f"cannot write {file.path}, so Envoy keeps the endpoints it has: there is no directory {tmp_path / 'eds'}"
     )
     file.path.parent.mkdir()
-    for _ in range(2000):
-        if file.current:
-            break
-        await asyncio.sleep(0.002)
+    await eventually(lambda: file.current)
     assert addresses(file.path.read_text()) == ["10.0.0.1", "10.0.0.2"]
     assert caplog.records[-1].getMessage() == f"{file.path} is written again"
 

@@ -13,6 +13,7 @@ import pytest
 from epp.discovery.file import MAX_UNSTEADY_LOOKS, FileDiscovery, FollowedFile
 from epp.discovery.source import DiscoveryError
 from epp.endpoint import Endpoint
+from tests.waiting import PATIENCE_S
 
 
 def text(*names: str) -> str:
@@ -159,7 +160,7 @@ async def test_start_hands_on_the_first_set_and_then_changes(path: Path) -> None
     await asyncio.sleep(0.02)
     assert seen == [["a"]]
     write(path, text("a", "b"))
-    await asyncio.wait_for(changed.wait(), 10)
+    await asyncio.wait_for(changed.wait(), PATIENCE_S)
     await source.close()
     write(path, text("c"))
     await asyncio.sleep(0.02)

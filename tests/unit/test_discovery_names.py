@@ -12,6 +12,7 @@ from epp.discovery.names import Resolution
 from epp.discovery.source import DiscoveryError
 from epp.discovery.static import StaticDiscovery, parse_endpoint
 from epp.endpoint import Endpoint
+from tests.waiting import PATIENCE_S
 
 
 class Zone(dict[str, list[str]]):
@@ -34,7 +35,7 @@ class Zone(dict[str, list[str]]):
     async def asked_again(self, times: int = 2) -> None:
         """Returns when a question that began after now has been answered."""
         wanted = len(self.asked) + times
-        async with asyncio.timeout(10), self._turn:
+        async with asyncio.timeout(PATIENCE_S), self._turn:
             await self._turn.wait_for(lambda: len(self.asked) >= wanted)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from epp.resources.directory import Directory, FollowedDirectory, ResourcesError, Snapshot
 from epp.resources.objects import InferenceObjective, Resource
+from tests.waiting import PATIENCE_S
 
 
 def objective(name: str, priority: int = 1) -> str:
@@ -231,9 +232,9 @@ class TestDirectory:
             f"{place / 'policy.yaml'}:1: ConfigMap x (v1): not for an endpoint picker, passed over"
         )
         rewrite(place / "a.yaml", objective("gold", 11))
-        assert priorities(await asyncio.wait_for(handed.get(), 5)) == {"gold": 11, "bronze": 1}
+        assert priorities(await asyncio.wait_for(handed.get(), PATIENCE_S)) == {"gold": 11, "bronze": 1}
         rewrite(place / "a.yaml", "a: [")
-        refused = await asyncio.wait_for(heard.records.get(), 5)
+        refused = await asyncio.wait_for(heard.records.get(), PATIENCE_S)
         assert refused.levelno == logging.ERROR
         assert "neither YAML nor JSON" in refused.getMessage()
         await directory.close()
