@@ -47,11 +47,12 @@ class Bench:
             yield _result(row, self._in_scene(row).idle_cores)
         elif row.unit == "MB":
             yield _result(row, self._in_scene(row).megabytes)
-        elif row.unit == "ms":
+        elif row.unit == "×":
             picker, control = self._added_latency(row)
-            yield msgspec.structs.replace(_result(row, picker["p50"]), control=control["p50"])
-            for other in derived:
-                yield msgspec.structs.replace(_result(other, picker["p99"]), control=control["p99"])
+            for one, quantile in ((row, "p50"), *((other, "p99") for other in derived)):
+                added, bare = picker[quantile], control[quantile]
+                if bare > 0.0:
+                    yield msgspec.structs.replace(_result(one, added / bare), added_ms=added, control_ms=bare)
         else:
             yield from self._cpu(row, derived)
 

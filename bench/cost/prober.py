@@ -49,8 +49,11 @@ class Client(asyncio.Protocol):
             return
         head = bytes(self._received[:end]).lower()
         at = head.find(b"content-length:")
-        size = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-        if len(self._received) < end + 4 + size:
+        if at >= 0:
+            if len(self._received) < end + 4 + int(head[at + 15 :].split(b"\r\n", 1)[0]):
+                return
+        elif not self._received.endswith(b"\r\n0\r\n\r\n"):
+            # A body that ext_proc may still change comes in chunks.
             return
         if b" 200 " not in head[:16]:
             raise SystemExit(f"answered {head[:60]!r}")

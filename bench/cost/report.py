@@ -72,7 +72,19 @@ def show(results: Sequence[Result], console: Console) -> None:
             f"\none r is the CPU of a bare grpc.aio echo: {min(echoes):.0f} to {max(echoes):.0f} µs a request in this run\n"
         )
     table = Table(box=None, pad_edge=False)
-    for column in ("work", "Go picker", "budget", "measured", "µs", "echo µs", "Envoy µs", "req/s", "control", ""):
+    for column in (
+        "work",
+        "Go picker",
+        "budget",
+        "measured",
+        "µs",
+        "echo µs",
+        "Envoy µs",
+        "req/s",
+        "added",
+        "control",
+        "",
+    ):
         table.add_column(column, justify="left" if column == "work" else "right", no_wrap=True)
     for result in results:
         table.add_row(
@@ -84,7 +96,8 @@ def show(results: Sequence[Result], console: Console) -> None:
             _number(result.echo_us),
             _number(result.envoy_us),
             "" if result.requests_per_s is None else f"{result.requests_per_s:,.0f}",
-            "" if result.control is None else _with_unit(result.control, result),
+            _milliseconds(result.added_ms),
+            _milliseconds(result.control_ms),
             "[green]within[/]" if result.within else "[red]over[/]",
         )
     console.print(table)
@@ -93,6 +106,10 @@ def show(results: Sequence[Result], console: Console) -> None:
 def _with_unit(value: float, result: Result) -> str:
     digits = f"{value:.0f}" if result.unit == "MB" else f"{value:.3f}".rstrip("0").rstrip(".")
     return digits if result.unit == "r" else f"{digits} {result.unit}"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} ms"
 
 
 def _number(value: float | None) -> str:
