@@ -93,7 +93,7 @@ class Bench:
             scenes = {who: Scene(stand, row, who) for who in turns}
             rate = scenes["picker"].load(3).per_second / 2
             scenes["constant"].load(1)
-            for _ in range(3):
+            for _ in range(5):
                 for who, scene in scenes.items():
                     turns[who].append(scene.latency(rate, self._seconds / 2))
         # The median of the turns: what else the machine did for a second does not count.
@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=1, help="how often each row is measured; the least counts")
     parser.add_argument("--rows", default="", help=f"comma list (default all): {', '.join(r.name for r in ROWS)}")
     args = parser.parse_args()
-    console = Console(width=max(110, Console().width))
+    console = Console(width=max(118, Console().width))
     if not _load_generator():
         console.print("wrk is not installed: `apt-get install wrk` (it is the load generator of this benchmark)")
         return 2

@@ -96,8 +96,7 @@ def show(results: Sequence[Result], console: Console) -> None:
             _number(result.echo_us),
             _number(result.envoy_us),
             "" if result.requests_per_s is None else f"{result.requests_per_s:,.0f}",
-            _milliseconds(result.added_ms),
-            _milliseconds(result.control_ms),
+            _latency(result),
             "[green]within[/]" if result.within else "[red]over[/]",
         )
     console.print(table)
@@ -108,8 +107,10 @@ def _with_unit(value: float, result: Result) -> str:
     return digits if result.unit == "r" else f"{digits} {result.unit}"
 
 
-def _milliseconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f} ms"
+def _latency(result: Result) -> str:
+    if result.added_ms is None or result.control_ms is None:
+        return ""
+    return f"{result.added_ms:.2f} / {result.control_ms:.2f} ms"
 
 
 def _number(value: float | None) -> str:
