@@ -15,13 +15,13 @@ _FULL = np.array([_LOAD_TOKENS + _SLOT_TOKENS, _LOAD_TOKENS / 2, 0.0])
 class LeastDelayScorer:
     """Prefers the endpoint where the request delays itself and all others least: 1 there, 0.5 where it would twice as much.
 
-    In tokens, backlog + uncached · (1 + prompts in line) + requests in flight · (1 + KV share · avoidable + KV share⁸ · uncached),
+    In tokens, backlog + uncached · (1 + prompts in line) + requests in flight · (1 + KV share² · avoidable + KV share¹⁶ · uncached),
     avoidable being the uncached tokens beyond those of the endpoint that has most of the prompt cached: the request
     waits for the uncached tokens ahead of it, a token of each answer being written, and its own. Its own, of which the last is
-    never cached, hold up a line as long as the one it joins; as KV memory fills up, they keep those waiting whose answers fill it: the
-    avoidable ones always, all of them where memory is nearly full. Backlog, line and requests are the picker's own account;
-    where no endpoint tells its KV share, it counts as 0. A LoRA adapter that others report counts where it is not
-    loaded, as the tokens that could be prefilled meanwhile.
+    never cached, hold up a line as long as the one it joins; as KV memory fills up, they keep those waiting whose answers fill it:
+    the avoidable ones more and more, all of them where it is nearly full. Backlog, line and requests are the picker's own
+    account; where no endpoint tells its KV share, it counts as 0. A LoRA adapter that others report counts where it is not loaded, as
+    the tokens that could be prefilled meanwhile: for the request, for the line, and by the KV share for those in flight.
     """
 
     def score(self, request: Request, candidates: Candidates) -> FloatArray:
@@ -30,16 +30,20 @@ class LeastDelayScorer:
         uncached = np.full(len(candidates), 1.0 + tokens)
         if blocks:
             uncached -= tokens / blocks * candidates.hit_blocks
+        share = candidates.kv_usage
+        square = share * share
+        delay = square * square
+        delay *= delay
+        delay *= delay
+        delay *= uncached
+        square *= uncached - uncached.item(uncached.argmin())
+        delay += square
+        delay += 1.0
         adapter = candidates.adapter(request.target_model)
         if adapter is not None:
-            uncached += np.where(candidates.adapter_room, _ROOM.take(adapter), _FULL.take(adapter))
-        share = candidates.kv_usage
-        fourth = share * share
-        fourth *= fourth
-        delay = fourth * fourth
-        delay *= uncached
-        delay += share * (uncached - uncached.item(uncached.argmin()))
-        delay += 1.0
+            load = np.where(candidates.adapter_room, _ROOM.take(adapter), _FULL.take(adapter))
+            delay += share * load
+            uncached += load
         delay *= candidates.in_flight
         delay += uncached * (1.0 + candidates.in_flight_prompts)
         delay += candidates.in_flight_tokens

@@ -158,14 +158,22 @@ def test_least_delay_on_idle_endpoints_is_what_is_uncached() -> None:
 
 def test_least_delay_is_wait_and_own_tokens_and_those_held_up() -> None:
     pool = Pool(2).reported(kv=[0.5, 0.0]).known(in_flight=[8, 3], prompts=[2, 1], tokens=[1000, 800], hits=[5, 0])
-    # 1000 + 321·(1 + 2) + 8·(1 + 0.5⁸·321) and 800 + 641·(1 + 1) + 3·1.
-    assert costs(pool) == [1, round(2085 / (1971 + 8 * 321 / 256), 6)]
+    # 1000 + 321·(1 + 2) + 8·(1 + 0.5¹⁶·321) and 800 + 641·(1 + 1) + 3·1.
+    assert costs(pool) == [1, round(2085 / (1971 + 8 * 321 / 65_536), 6)]
 
 
 def test_least_delay_counts_avoidable_tokens_by_the_memory_in_use() -> None:
     pool = Pool(2).reported(kv=[0.5, 0.5]).known(in_flight=[8, 8], hits=[10, 0])
-    # 1 + 8·(1 + 0.5⁸·1) and 641 + 8·(1 + 0.5·640 + 0.5⁸·641).
-    assert costs(pool) == [1, round((649 + 8 * (320 + 641 / 256)) / (9 + 8 / 256), 6)]
+    # 1 + 8·(1 + 0.5¹⁶·1) and 641 + 8·(1 + 0.5²·640 + 0.5¹⁶·641).
+    assert costs(pool) == [1, round((649 + 8 * (160 + 641 / 65_536)) / (9 + 8 / 65_536), 6)]
+
+
+def test_least_delay_spreads_a_hot_prefix_while_memory_allows() -> None:
+    """Twelve answers more where the prefix is: a copy elsewhere is cheaper at 0.15 of the memory, and far too dear at 0.8."""
+    for kv, copied in ((0.15, True), (0.8, False)):
+        pool = Pool(2).reported(kv=[kv, kv]).known(in_flight=[32, 20], prompts=[4, 0], tokens=[1200, 0], hits=[10, 0])
+        # 1200 + 1·5 + 32 and 641 + 20·(1 + 0.15²·640), or 20·(1 + 0.8²·640).
+        assert (costs(pool)[1] == 1) is copied
 
 
 def test_least_delay_shuns_full_memory_with_a_prompt_that_nobody_has() -> None:
@@ -203,6 +211,15 @@ def test_least_delay_counts_what_an_adapter_costs() -> None:
     # Loaded, being loaded, to be loaded, and no slot for it, behind the 640 tokens of the prompt.
     assert costs(pool) == [1, *(round((641 + more) / 641, 6) for more in (4096, 8192, 8192 + 32_768))]
     assert costs(pool, a_request(model="nobodys")) == [1, 1, 1, 1]
+
+
+def test_least_delay_counts_an_adapter_for_those_in_line_and_by_the_memory_in_use_for_those_in_flight() -> None:
+    pool = Pool(2).reported(kv=[0.5, 0.5]).known(in_flight=[4, 4], prompts=[1, 1], tokens=[100, 100], hits=[10, 10])
+    for index, loaded in enumerate(("llama", "")):
+        pool.report(index, Report(adapters=Adapters(frozenset(loaded.split()), frozenset(), 2)))
+    # 100 + 1·2 + 4·(1 + 0.5¹⁶·1), and 8,192·(2 + 4·0.5) more.
+    least = 106 + 4 / 65_536
+    assert costs(pool) == [1, round((least + 8192 * 4) / least, 6)]
 
 
 def test_least_delay_takes_equals_as_equals() -> None:
