@@ -40,6 +40,8 @@ from bench.replica.profiles import Profile
 CELLS = (
     Cell(trace="groups", servers=8, load=1.3),
     Cell(trace="root", servers=8, load=1.3),
+    Cell(trace="documents", servers=8, load=1.3),
+    Cell(trace="sessions", servers=8, load=1.3),
     Cell(trace="toolagent", servers=8, load=1.3, variation="lean"),
     Cell(trace="toolagent", servers=8, load=1.3, variation="two pickers"),
 )
