@@ -18,6 +18,9 @@ SHARING = frozenset({"toolagent", "groups", "agents", "sessions"})
 _UNEQUAL = frozenset({"half speed", "mixed GPUs", "loss"})
 """Variations in which servers should not get the same."""
 
+_FIT: Mapping[str, int] = {"groups": 8, "root": 4, "agents": 4, "adapters": 4}
+"""The traces whose shared prefixes fit into the caches of so many servers, beside what is running."""
+
 _EQUAL_HIT = 0.98
 
 Contenders = Mapping[str, Standing]
@@ -106,8 +109,7 @@ def _spread(cell: Cell, contenders: Contenders, subject: str, table: object) -> 
 
 
 def _captured(cell: Cell, contenders: Contenders, subject: str, table: object) -> Iterator[Check]:
-    """The working sets of these traces fit into the caches."""
-    if cell.trace in ("groups", "root", "agents") and cell.variation in (PLAIN, "lean"):
+    if cell.trace in _FIT and cell.servers >= _FIT[cell.trace] and cell.variation in (PLAIN, "lean"):
         yield _at_least(cell, contenders[subject].numbers["captured"], 0.95)
 
 
