@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from math import inf
 from typing import get_args
 
@@ -599,6 +601,24 @@ def test_who_fills_the_queue_with_bodies_shuts_out_no_other_flow() -> None:
         *[f"large {number}" for number in (9, 8, 7, 6, 5)],
         *["small"] * 4,
     ]
+
+
+@pytest.mark.parametrize("fairness", sorted(set(get_args(Fairness)) - {"global-strict"}))
+def test_who_asks_for_less_than_its_share_is_never_refused_however_much_another_asks_for(fairness: Fairness) -> None:
+    band = BandSettings(max_requests=20, policies=Policies(fairness=fairness))
+    flow: FlowControl[str] = FlowControl(FlowSettings(default=band), 0.0)
+    rng = random.Random(3)
+    lost: Counter[str] = Counter()
+    for step in range(2000):
+        # Of each turn greedy asks for three, modest for a third.
+        for name in [*["greedy"] * 3, *["modest"] * (rng.random() < 0.35)]:
+            ticket = Ticket(name, fairness_id=name, tokens=rng.randrange(50, 150))
+            lost.update(one.ticket.payload for one in flow.submit(ticket, step))
+        settled = flow.next(0.0, step)
+        assert settled is not None
+        flow.served(0, settled.ticket.payload, settled.ticket.tokens, step)
+    assert lost["modest"] == 0
+    assert lost["greedy"] > 4000
 
 
 def test_what_one_flow_gives_no_lower_one_has_to_give_too() -> None:
