@@ -381,7 +381,7 @@ async def test_a_stream_that_just_ends_is_not_whole() -> None:
 async def test_a_cancelled_run_leaves_nothing_running(peer: Peer) -> None:
     peer.replica.set_faults(stall=True)
     task = asyncio.create_task(run(sessions(MIX, 3), peer.url))
-    await asyncio.sleep(0.5)
+    await eventually(lambda: peer.replica._live._generations)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

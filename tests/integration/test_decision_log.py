@@ -13,6 +13,7 @@ import pytest
 
 from epp.decisions.lines import Decision, Line, Members, Outcome, Run
 from tests.integration.conftest import FULL_DUPLEX, LEAN, Scene
+from tests.waiting import PATIENCE_S
 
 SECRET = "plugh-planted"
 
@@ -30,7 +31,7 @@ def test_every_request_is_in_it_and_no_word_of_any(
     for _ in range(3):
         assert scene.ask(chat, headers=headers).status == 200
     assert scene.ask(b"{no json", headers=headers).status == 400
-    picker.stop()
+    picker.stop(PATIENCE_S)
     text = log.read_bytes()
     assert SECRET.encode() not in text
     lines = [msgspec.json.decode(line, type=Line) for line in text.splitlines()]
@@ -62,7 +63,7 @@ def test_every_request_is_in_it_and_no_word_of_any(
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=4 * PATIENCE_S,
     )
     assert answered.returncode == 1, answered.stderr
     assert "a decision log of 3 requests" in answered.stdout and "on 2 × " in answered.stdout

@@ -52,7 +52,7 @@ class Later:
         self.answer = self._scene.ask(headers=self._headers, begun=self.begun)
 
     def wait(self) -> Answer:
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         assert self.answer is not None
         return self.answer
 

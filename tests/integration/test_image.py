@@ -18,6 +18,7 @@ import pytest
 
 from bench.processes import ROOT, Process, Stand, answers, free_port
 from epp.extproc.health import CHECK
+from tests.waiting import PATIENCE_S
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 TARGET = "/opt/epp"
@@ -111,7 +112,7 @@ def start(stand: Stand, image: Image, *flags: str) -> tuple[Process, int, int]:
     )
     environment = [f"{name}={value}" for name, value in image.environment().items()]
     process = stand.start("image", confined(["env", "-i", *environment, *command]))
-    process.wait_until(lambda: answers(f"http://127.0.0.1:{ports[2]}/healthz"), 30.0)
+    process.wait_until(lambda: answers(f"http://127.0.0.1:{ports[2]}/healthz"), PATIENCE_S)
     return process, ports[0], ports[2]
 
 
@@ -128,10 +129,10 @@ def test_it_serves_securely_where_nothing_can_be_written(image: Image, stand: St
     override = (("grpc.ssl_target_name_override", "localhost"),)
     with grpc.secure_channel(f"127.0.0.1:{port}", credentials, override) as channel:
         check = channel.unary_unary(CHECK)  # type: ignore[call-arg]  # the stubs ask for serializers
-        assert check(b"", timeout=10) == b"\x08\x01"
+        assert check(b"", timeout=PATIENCE_S) == b"\x08\x01"
     with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics") as response:
         assert b"llm_d_epp_info" in response.read()
-    process.stop(15)
+    process.stop(PATIENCE_S)
     assert process.child.returncode == 0, process.output(50)
     assert "Traceback" not in process.log.read_text()
     assert files(image.target) == before

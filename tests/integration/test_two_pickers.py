@@ -29,7 +29,7 @@ class Pair:
         staying.origins = leaving.origins
         args = [f"--config-file={RANKED}"] * self.lean
         self.origins = leaving.origins
-        self.leaving = leaving.start_picker(*args, f"--drain-timeout={2 * NOTICE_S}s")
+        self.leaving = leaving.start_picker(*args, f"--drain-timeout={NOTICE_S + 120.0}s")
         staying.start_picker(*args)
         self.port = leaving.port
         self._staying = staying
