@@ -1,8 +1,9 @@
 """What the documentation shows of the lab's results.
 
-    python -m bench.lab.markdown [LAB.JSON]
+    python -m bench.lab.markdown [DIRECTORY]
 
-prints three tables: each trace on plain servers of the usual number, smaller and larger pools and variations, and the requirements.
+prints tables of the results kept there: each trace on plain servers of the usual number, smaller and larger pools and variations, the requirements and
+what misses them, and the bounds.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from bench.lab.cells import PLAIN, VARIATIONS, Cell
 from bench.lab.contenders import DEFAULT
-from bench.lab.outcome import Estimate, Standing, by_cell, ratio
+from bench.lab.oracle import GREEDY, POOLED, RESULTS, Bound
+from bench.lab.outcome import Estimate, Standing, by_cell, estimate, ratio
 from bench.lab.report import read
 from bench.lab.verdict import BLEND, LEAST_REQUEST, Verdict, best_rival, verdicts
-from bench.processes import ROOT
 
 Table = Mapping[Cell, Mapping[str, Standing]]
 
@@ -116,16 +119,47 @@ def misses(found: Sequence[Verdict]) -> Iterator[str]:
             yield f"- {one.requirement}: {_told(Estimate(miss.value, miss.half_width))} ({miss.bound:.3g}): {miss.cell}{sure}"
 
 
+def limits(table: Table, found: Iterable[Bound]) -> Iterator[str]:
+    """p90 TTFT of the default, of the best rival, and of the two bounds, over the seeds that the bounds have."""
+    bounds: dict[Cell, dict[str, Bound]] = {}
+    for one in found:
+        bounds.setdefault(one.cell, {})[one.contender] = one
+    yield f"| cell | ours, p90 s | best rival | {GREEDY} | {POOLED} | ours ÷ {GREEDY} |"
+    yield "|---|---|---|---|---|---|"
+    for cell, of_cell in bounds.items():
+        contenders = table.get(cell, {})
+        if DEFAULT not in contenders:
+            continue
+        seeds = of_cell[GREEDY].seeds
+        own, best = _p90(contenders[DEFAULT], seeds), best_rival(contenders)
+        columns = [
+            str(cell),
+            _told(own),
+            f"{_told(_p90(best, seeds))} ({best.contender})" if best else _NOTHING,
+            *(_told(of_cell[name].ttft_p90) for name in (GREEDY, POOLED)),
+            f"{own.mean / of_cell[GREEDY].ttft_p90.mean:.2f}",
+        ]
+        yield f"| {' | '.join(columns)} |"
+
+
+def _p90(one: Standing, seeds: int) -> Estimate:
+    """Of the first `seeds` seeds."""
+    first = [value for seed, value in one.runs["ttft_p90"].items() if seed <= seeds]
+    return estimate(first)
+
+
 def _told(value: Estimate) -> str:
     shown = f"{value.mean:.3g}"
     return f"{shown} ± {value.half_width:.1g}" if value.half_width else shown
 
 
 def main(arguments: Sequence[str]) -> int:
-    path = Path(arguments[0]) if arguments else ROOT / "bench" / "results" / "lab.json"
-    table = by_cell(read(path).standings)
+    directory = Path(arguments[0]) if arguments else RESULTS
+    table = by_cell(read(directory / "lab.json").standings)
     found = verdicts(table)
-    for part in (plain_cells(table), varied_cells(table), requirements(found), misses(found)):
+    kept = directory / "lab-oracle.json"
+    bounds = msgspec.json.decode(kept.read_bytes(), type=list[Bound]) if kept.exists() else []
+    for part in (plain_cells(table), varied_cells(table), requirements(found), misses(found), limits(table, bounds)):
         sys.stdout.write("\n".join(part) + "\n\n")
     return 0
 

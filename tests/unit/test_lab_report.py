@@ -15,7 +15,8 @@ from bench.lab.cells import SETS, VARIATIONS, WORKLOADS, Cell, scene
 from bench.lab.contenders import CONTENDERS, DEFAULT
 from bench.lab.heats import is_heat, qualified, starters
 from bench.lab.knee import bisect, expected, key
-from bench.lab.markdown import misses, plain_cells, requirements, varied_cells
+from bench.lab.markdown import limits, misses, plain_cells, requirements, varied_cells
+from bench.lab.oracle import GREEDY, POOLED, Bound
 from bench.lab.outcome import Estimate, Standing, by_cell, estimate, numbers, ratio, standings
 from bench.lab.record import Outcome, Record
 from bench.lab.report import Findings, joined, read, write
@@ -278,7 +279,7 @@ class TestMarkdown:
         for cell in (self.plain, self.small, self.lean):
             for name, p90_s in ((DEFAULT, (1.0, 2.0)), ("LMETRIC", (2.0, 2.0))):
                 one = standing(cell, name, ttft_p90=sum(p90_s) / 2)
-                found.append(msgspec.structs.replace(one, seeds=2, runs={"ttft_p90": dict(enumerate(p90_s))}))
+                found.append(msgspec.structs.replace(one, seeds=2, runs={"ttft_p90": dict(enumerate(p90_s, 1))}))
         return by_cell(found)
 
     def test_plain_cells_stand_beside_their_best_rival(self) -> None:
@@ -297,6 +298,10 @@ class TestMarkdown:
         first = list(requirements(found))[2]
         assert first.startswith("| p90 TTFT within 2 %")
         assert "| 3 | 2 | 1, 0 | 1.5 where 1.02 is the bound: root × 8, load 1.3, lean |" in first
+        slow, fast = (
+            Bound(self.plain, name, 1, *[Estimate(value)] * 3) for name, value in ((GREEDY, 1.2), (POOLED, 0.3))
+        )
+        assert list(limits(table, [slow, fast]))[2] == f"| {self.plain} | 1 | 2 (LMETRIC) | 1.2 | 0.3 | 0.83 |"
         assert len([line for line in misses(found) if "1.5 (1.02): root × 8, load 1.3, lean" in line]) == 1
 
 
