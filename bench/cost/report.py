@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
 import re
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,15 +34,17 @@ class Stored(msgspec.Struct, frozen=True):
 def kept(results: Sequence[Result]) -> list[Stored]:
     """`results` as of now; for rows that are not among them what was stored before, in the order of the table."""
     path = RESULTS / "cost.json"
-    stored: dict[str, Stored] = {}
-    if path.exists():
-        try:
-            stored = {one.result.row: one for one in msgspec.json.decode(path.read_bytes(), type=list[Stored])}
-        except msgspec.ValidationError:
-            stored = {}
+    stored = {one.result.row: one for one in _stored(path)} if path.exists() else {}
     facts, now = machine(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     stored |= {result.row: Stored(result, result.within, now, facts) for result in results}
     return [stored[row.name] for row in ROWS if row.name in stored]
+
+
+def _stored(path: Path) -> Iterator[Stored]:
+    """Those that an earlier form of a row has not made unreadable."""
+    for one in msgspec.json.decode(path.read_bytes(), type=list[dict[str, object]]):
+        with contextlib.suppress(msgspec.ValidationError):
+            yield msgspec.convert(one, Stored)
 
 
 def write(everything: Sequence[Stored]) -> None:
@@ -141,9 +144,7 @@ def plot(everything: Sequence[Stored]) -> None:
     ink.ratio_axis(axes.xaxis, [*shares, *(share for share, _ in theirs)])
     axes.set_yticks(places, [result.title for result in results])
     axes.set_ylim(0.4, len(results) + 0.6)
-    axes.set_xlabel(
-        "÷ the budget (logarithmic)\n1 r: the CPU of a bare grpc.aio echo of the same request in the same run"
-    )
+    axes.set_xlabel("÷ the budget\n1 r: the CPU of a bare grpc.aio echo of the same request in the same run")
     axes.grid(visible=False, axis="y")
     for result, place in zip(results, places, strict=True):
         unit = " r" if result.unit == "r" else ""

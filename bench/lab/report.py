@@ -34,7 +34,7 @@ _CAPTIONS = {
     ),
     "lab-load.png": (
         "Time to first token by load",
-        "1 is the knee: there simple policies still serve nine requests in ten as they should. Times are logarithmic.",
+        "1 is the knee: there simple policies still serve nine requests in ten as they should. Times are logarithmic where policies are far apart.",
     ),
     "lab-variations.png": (
         "What old metrics, a slow server, or a second picker cost",
@@ -129,19 +129,25 @@ def _answer(
     """Where the default stands, in words, before any evidence."""
     ranks = ranking(table)
     asked = [one for one in found if one.checks]
-    missed = [one for one in asked if one.failed]
+    whole = sum(not one.failed for one in asked)
+    checks = [check for one in asked for check in one.checks]
     yield '<div class="answer">'
-    near = sum(_near(table[cell], DEFAULT) for cell in table)
+    mine = [one for one in ranks if one.contender == DEFAULT]
     others = [one for one in ranks if one.contender != DEFAULT]
-    if others and any(one.contender == DEFAULT for one in ranks):
-        most, best = max((sum(_near(table[cell], one.contender) for cell in table), one.contender) for one in others)
+    if mine and others:
+        near = {one.contender: sum(_near(table[cell], one.contender) for cell in table) for one in ranks}
+        rival = max(others, key=lambda one: near[one.contender])
+        shown = [others[0], *(one for one in others[1:] if one.contender == BLEND)]
         yield (
             f"<p><b>{DEFAULT}</b>, the picker with its default policy, has the shortest p90 time to first token, or is within 2 % of it, in "
-            f"{near} of {len(table)} cells; of the others {text(best)} comes nearest to that, in {most}. Over all cells {DEFAULT} needs "
-            f"{_over(ranks, DEFAULT)} the time of each cell's best, {text(others[0].contender)} "
-            f"{_over(ranks, others[0].contender)}{_blend(ranks, others[0].contender)}.</p>"
+            f"{near[DEFAULT]} of {mine[0].cells} cells; the next in that, {text(rival.contender)}, in {near[rival.contender]} of {rival.cells}. "
+            f"In the mean {DEFAULT} needs {told_ratio(mine[0].mean)} times as long as the best of the cell, "
+            f"{' and '.join(f'{text(one.contender)} {told_ratio(one.mean)} times' for one in shown)}{_partly([mine[0], *shown])}.</p>"
         )
-    yield f"<p>Of {len(asked)} requirements that these cells bear on, {DEFAULT} meets {len(asked) - len(missed)} everywhere.</p></div>"
+    yield (
+        f"<p>It passes {sum(check.holds for check in checks)} of {len(checks)} checks; of {len(asked)} requirements that these cells bear on it "
+        f"meets {whole} in all of them.</p></div>"
+    )
     runs = sum(one.seeds for one in findings.standings)
     alone = findings.seeds == 1
     yield (
@@ -155,14 +161,9 @@ def _near(contenders: Mapping[str, Standing], name: str) -> bool:
     return ratios(contenders).get(name, inf) <= _AS_GOOD
 
 
-def _over(ranks: Iterable[Rank], name: str) -> str:
-    return next(f"{told_ratio(one.mean)} times" for one in ranks if one.contender == name)
-
-
-def _blend(ranks: Sequence[Rank], told: str) -> str:
-    if told == BLEND or all(one.contender != BLEND for one in ranks):
-        return ""
-    return f" and the {BLEND} blend {_over(ranks, BLEND)}"
+def _partly(ranks: Sequence[Rank]) -> str:
+    """Whom one compares may not have run in the same cells."""
+    return ", each where it was run" if len({one.cells for one in ranks}) > 1 else ""
 
 
 def _pictures(drawn: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:

@@ -345,6 +345,7 @@ class TestReport:
         page = (tmp_path / "lab.html").read_text()
         assert page.count("<svg") == 3
         assert not re.search(r'(src|href)="(?!#|data:)|@import|url\((?!#)', page)
-        assert "in 3 of 3 cells" in page and "meets 5 everywhere" in page
+        assert "in 3 of 3 cells; the next in that, " in page and f"{BLEND} 2.00 times" in page
+        assert "bear on it meets 5 in all of them" in page
         assert "&lt;Tom &amp; Jerry&gt;" in page
         assert "-10.0%" in page
