@@ -31,6 +31,9 @@ class StartError(Exception):
     """A process did not come up. The message says which, why as far as its own output tells, and what to do."""
 
 
+READY_S = 60.0
+"""For starting what takes a second on an idle machine."""
+
 _PORTS = range(12_000, 32_000)
 """Below what Linux hands out by itself (32768 on), so that no outgoing connection takes a port before its server does."""
 _given: set[int] = set()
@@ -205,7 +208,7 @@ class Stand:
         self.processes.append(process)
         return process
 
-    def envoy(self, config: dict[str, Any], *, concurrency: int = 1, ready_timeout_s: float = 20.0) -> Process:
+    def envoy(self, config: dict[str, Any], *, concurrency: int = 1, ready_timeout_s: float = READY_S) -> Process:
         """Start Envoy and wait until it serves."""
         admin = config["admin"]["address"]["socket_address"]["port_value"]
         process = self.start_envoy(config, concurrency=concurrency)
@@ -231,7 +234,7 @@ class Stand:
             ],
         )
 
-    def picker(self, args: Sequence[str], *, metrics: int, ready_timeout_s: float = 20.0) -> Process:
+    def picker(self, args: Sequence[str], *, metrics: int, ready_timeout_s: float = READY_S) -> Process:
         """Start `epp run` with `args` and wait until it says that it is ready on its metrics port."""
         process = self.start("epp", [sys.executable, "-m", "epp", "run", *args])
         process.wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/readyz"), ready_timeout_s)
@@ -251,7 +254,7 @@ class Stand:
         self.envoy(envoy_config(ENVOY_CONFIGS / "lean.yaml", listen=listen, admin=admin, picker=grpc, eds=eds))
         return listen, metrics
 
-    def replica(self, args: Sequence[str] = (), *, ready_timeout_s: float = 20.0) -> tuple[Process, int]:
+    def replica(self, args: Sequence[str] = (), *, ready_timeout_s: float = READY_S) -> tuple[Process, int]:
         """Start a simulated model server on a free port. Returns it and its port."""
         port = free_port()
         process = self.start("replica", [sys.executable, "-m", "bench.replica", "--port", str(port), *args], cwd=ROOT)

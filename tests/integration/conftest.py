@@ -136,7 +136,7 @@ class Scene:
         )
 
     def picker_answers(self) -> bool:
-        return answers(f"http://127.0.0.1:{self.metrics}/healthz")
+        return answers(f"http://127.0.0.1:{self.metrics}/healthz", PATIENCE_S)
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ class Watching:
 
     @property
     def ready(self) -> bool:
-        return answers(f"http://127.0.0.1:{self.metrics}/readyz")
+        return answers(f"http://127.0.0.1:{self.metrics}/readyz", PATIENCE_S)
 
     def page(self, path: str, token: str = "") -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.metrics, timeout=30)

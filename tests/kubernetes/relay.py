@@ -10,15 +10,15 @@ from bench.processes import free_port
 
 
 class Relay:
-    """Takes connections at `port` for the server at port `target`, both on loopback. None lives longer than `life_s`;
-    `cuts` counts those that were still open then.
+    """Takes connections at `port` for the server at port `target`, both on loopback. None lives on for longer than `quiet_s` after the
+    server's last word, however long that took; `cuts` counts those that were still open then.
     """
 
-    def __init__(self, target: int, life_s: float) -> None:
+    def __init__(self, target: int, quiet_s: float) -> None:
         self.port = free_port()
         self.cuts = 0
         self._target = target
-        self._life_s = life_s
+        self._quiet_s = quiet_s
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self._counting = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -42,10 +42,15 @@ class Relay:
             except OSError:
                 return
             with far:
-                pumps = [threading.Thread(target=_pump, args=way, daemon=True) for way in ((near, far), (far, near))]
+                heard = threading.Event()
+                ways = ((near, far, threading.Event()), (far, near, heard))
+                pumps = [threading.Thread(target=_pump, args=way, daemon=True) for way in ways]
                 for pump in pumps:
                     pump.start()
-                pumps[1].join(self._life_s)
+                while heard.wait(self._quiet_s):
+                    heard.clear()
+                    if not pumps[1].is_alive():
+                        break
                 with self._counting:
                     self.cuts += pumps[1].is_alive()
                 for end in (near, far):
@@ -55,7 +60,9 @@ class Relay:
                     pump.join()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, heard: threading.Event) -> None:
+    """Sets `heard` whenever something came."""
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)
+            heard.set()

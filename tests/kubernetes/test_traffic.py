@@ -18,7 +18,7 @@ from tests.integration.origin import Origin
 from tests.kubernetes.conftest import Watching, a_pool, until
 from tests.kubernetes.relay import Relay
 
-CUT_AFTER_S = 0.3
+QUIET_S = 0.3
 
 
 class Fleet:
@@ -120,8 +120,8 @@ class Served:
 
 @pytest.fixture
 def cutting(with_crds: Cluster) -> Iterator[Relay]:
-    """The way to the API server, which lets no connection live for longer than it takes to list and to see an event or two."""
-    relay = Relay(with_crds.port, CUT_AFTER_S)
+    """The way to the API server, which cuts every connection on which nothing comes for a while, as every watch soon is."""
+    relay = Relay(with_crds.port, QUIET_S)
     yield relay
     relay.close()
 
