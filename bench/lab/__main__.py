@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.lab import knee, running
 from bench.lab.cells import SETS, Cell
 from bench.lab.contenders import CONTENDERS
-from bench.lab.heats import SEED, is_heat, qualified, starters
+from bench.lab.heats import SEED, close, is_heat, qualified, starters
 from bench.lab.outcome import by_cell, standings
 from bench.lab.report import Findings, joined, read, write
 from bench.lab.running import Job, Result
@@ -89,9 +89,17 @@ def _find_out(
         heats = running.jobs(filter(is_heat, cells), [SEED], lambda cell: contenders)
         results = _run("heats", heats, processes, progress)
         worth = qualified(by_cell(standings(results)))
-        everything = running.jobs(cells, range(1, seeds + 1), lambda cell: starters(cell, contenders, worth))
-        rest = sorted(set(everything) - set(heats))
-        results += _run("simulating", rest, processes, progress)
+        first = running.jobs(cells, [SEED], lambda cell: starters(cell, contenders, worth))
+        first = sorted(set(first) - set(heats))
+        results += _run("first seed", first, processes, progress)
+        table = by_cell(standings(results))
+        more = range(SEED + 1, SEED + seeds)
+        further = running.jobs(
+            cells,
+            more,
+            lambda cell: [name for name in starters(cell, contenders, worth) if name in close(table.get(cell, {}))],
+        )
+        results += _run("further seeds", further, processes, progress)
     known, keys = knee.known(), {running.knee_key(cell) for cell in cells}
     findings = Findings(
         cells=name,
@@ -100,7 +108,7 @@ def _find_out(
         knees={key: known[key] for key in sorted(keys)},
         validation=lines(),
     )
-    return findings, len(heats) + len(rest) - len(results)
+    return findings, len(heats) + len(first) + len(further) - len(results)
 
 
 def _run(what: str, todo: Sequence[Job], processes: int, progress: Progress) -> list[Result]:

@@ -1,6 +1,8 @@
-"""Who runs where: everybody in the heats, and in a trace's further cells and seeds whoever came near the best in a heat of it.
+"""Who runs where: everybody in the heats, in a trace's further cells whoever came near the best in a heat of it, and in a cell's
+further seeds whoever came near in that cell.
 
-A policy that is far behind on plain servers, below the knee as well as past it, would only burn hours in thirty variations more.
+A policy that is far behind on plain servers, below the knee as well as past it, would only burn hours in thirty variations more; and
+who takes twice as long with one seed is not the best with three.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ NEAR = 1.15
 
 MOST = 6
 """So many of those near go on; where nothing is shared nearly all are."""
+
+CLOSE = 1.3
+"""The same in one cell and one seed, which may have been unlucky."""
 
 SEED = 1
 _ALWAYS = (DEFAULT, BLEND, LEAST_REQUEST)
@@ -48,6 +53,13 @@ def qualified(heats: Mapping[Cell, Mapping[str, Standing]]) -> dict[str, set[str
 def _nearest(behind: Mapping[str, float]) -> list[str]:
     near = [name for name, ratio in behind.items() if ratio <= NEAR and name not in _ALWAYS]
     return sorted(near, key=behind.__getitem__)[:MOST]
+
+
+def close(contenders: Mapping[str, Standing]) -> set[str]:
+    """Who of those in a cell is worth its further seeds."""
+    p90_s = {name: one.mean("ttft_p90") for name, one in contenders.items() if "ttft_p90" in one.numbers}
+    best_s = min(p90_s.values(), default=0.0)
+    return {DEFAULT, *(name for name, value in p90_s.items() if value <= CLOSE * best_s)}
 
 
 def starters(cell: Cell, contenders: Iterable[str], qualified: Mapping[str, set[str]]) -> list[str]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bench.lab.cells import SETS, VARIATIONS, WORKLOADS, Cell, scene
 from bench.lab.contenders import CONTENDERS, DEFAULT
-from bench.lab.heats import is_heat, qualified, starters
+from bench.lab.heats import close, is_heat, qualified, starters
 from bench.lab.knee import bisect, expected, key
 from bench.lab.markdown import limits, misses, plain_cells, requirements, varied_cells
 from bench.lab.oracle import GREEDY, POOLED, Bound
@@ -159,6 +159,12 @@ class TestHeats:
         assert qualified(by_cell(crowd))["root"] == {DEFAULT, BLEND, "least request", *"012345"}
         elsewhere = msgspec.structs.replace(self.further, trace="groups")
         assert starters(elsewhere, ["random", "Llumnix"], worth) == ["random", "Llumnix"]
+
+    def test_further_seeds_are_for_those_who_were_close(self) -> None:
+        p90_s = {DEFAULT: 9.0, "LMETRIC": 1.0, "Llumnix": 1.29, "random": 1.31}
+        (found,) = by_cell([standing(self.heat, name, ttft_p90=value) for name, value in p90_s.items()]).values()
+        assert close(found) == {DEFAULT, "LMETRIC", "Llumnix"}
+        assert close({}) == {DEFAULT}
 
     def test_the_go_picker_does_not_start_in_lean_mode(self) -> None:
         lean = msgspec.structs.replace(self.heat, variation="lean")
