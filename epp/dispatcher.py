@@ -48,6 +48,9 @@ CONTROL_HEADERS = OBJECTIVE_HEADERS + FAIRNESS_HEADERS + REWRITE_HEADERS
 
 _CONTROLS = frozenset(CONTROL_HEADERS)
 
+FAIRNESS_ID_CHARS = 256
+"""What counts of a fairness id: clients choose them, and those of thousands who are gone are remembered."""
+
 Choice = tuple[Pick, float, Candidates]
 """The pick, the share of the prompt that its first endpoint is believed to have cached, [0, 1], and whom it was made among."""
 
@@ -251,11 +254,13 @@ class Dispatcher:
             max_tokens=parsed.max_tokens,
             stream=parsed.stream,
             priority=priority,
-            fairness_id="default-flow"
-            if plain
-            else first_of(headers, FAIRNESS_HEADERS) or self._objective(headers) or "default-flow",
+            fairness_id="default-flow" if plain else self._flow(headers),
             body_bytes=len(arrival.body),
         )
+
+    def _flow(self, headers: Mapping[str, str]) -> str:
+        named = first_of(headers, FAIRNESS_HEADERS) or self._objective(headers) or "default-flow"
+        return named[:FAIRNESS_ID_CHARS]
 
     def _objective(self, headers: Mapping[str, str]) -> str | None:
         """The objective that a request names, where there is one of that name."""

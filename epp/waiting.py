@@ -235,6 +235,7 @@ class Waits:
     def _let_go(self, settled: Settled[Place], now_s: float) -> None:
         place = settled.ticket.payload
         began = self._timer()
+        self._passed += 1
         self._note_ending(settled)
         try:
             routed = self._serve(place, now_s)

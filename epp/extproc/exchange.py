@@ -73,6 +73,10 @@ BODY_LIMIT_BYTES = 64 * 1024 * 1024
 """Default for how much of one request's body is collected in full duplex, where Envoy itself sets no limit."""
 
 
+_SMALL_BYTES = 1024
+"""Pieces below this are put together as they come: as an object each takes 41 bytes besides, and a client may send two at a time."""
+
+
 class Asking(enum.Enum):
     """How far the request has come."""
 
@@ -170,7 +174,7 @@ class Exchange:
         self._headers: dict[str, str] = {}
         self._subset: tuple[str, ...] | None = None
         self._pool = ""
-        self._pieces: list[bytes | memoryview] = []
+        self._pieces: list[bytes | bytearray | memoryview] = []
         self._collected_bytes = 0
         self._body = b""
         self._has_body = False
@@ -262,7 +266,6 @@ class Exchange:
         self._has_body = True
         size = len(event.data)
         if size:
-            self._pieces.append(event.data)
             if self._collected_bytes + size > self._limit:
                 return self._refuse(
                     Drop(Reason.BODY_TOO_LARGE, f"The request body exceeds {self._limit} bytes. Send less.")
@@ -272,10 +275,22 @@ class Exchange:
                     Drop(Reason.SATURATED, "Too many large requests are arriving at once. Try again later.")
                 )
             self._collected_bytes += size
+            self._keep(event.data)
         if not event.end:
             return []
         self._request_ended = True
         return self._arrive(_IN_HEADERS)
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        pieces = self._pieces
+        if len(data) >= _SMALL_BYTES or not pieces:
+            pieces.append(data)
+            return
+        last = pieces[-1]
+        if type(last) is bytearray:
+            last += data
+        else:
+            pieces.append(bytearray(data))
 
     def _take_only(self, event: RequestBody) -> list[Reply | Notice]:
         self._has_body = True

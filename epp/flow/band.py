@@ -105,9 +105,20 @@ class Band(Generic[Payload]):
         """
         if not self._divides:
             return None
-        flow = (self._by_bytes if body_bytes > 0 else self._by_requests).largest()
+        # Who holds the most bytes may do so in one request, and who holds the most requests in few bytes.
+        for bound, sizes in ((body_bytes, self._by_bytes), (requests, self._by_requests)):
+            flow = sizes.largest() if bound > 0 else None
+            victims = self._spared(flow, ticket, requests, body_bytes) if flow is not None else None
+            if victims is not None:
+                return victims
+        return None
+
+    def _spared(
+        self, flow: Flow[Payload], ticket: Ticket[Payload], requests: float, body_bytes: float
+    ) -> list[Ticket[Payload]] | None:
+        """Of `flow`, as `hoarded` says."""
         own = self.flows.get(ticket.fairness_id)
-        if flow is None or flow is own:
+        if flow is own:
             return None
         spare_requests = len(flow.tickets) - 1 - (len(own.tickets) if own is not None else 0)
         spare_bytes = flow.bytes - ticket.body_bytes - (own.bytes if own is not None else 0)

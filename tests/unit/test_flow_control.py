@@ -603,6 +603,16 @@ def test_who_fills_the_queue_with_bodies_shuts_out_no_other_flow() -> None:
     ]
 
 
+def test_one_giant_body_does_not_shield_who_fills_the_queue_with_many_requests() -> None:
+    band = BandSettings(max_requests=101, max_bytes=1_000, policies=Policies(fairness="round-robin"))
+    flow: FlowControl[str] = FlowControl(FlowSettings(default=band), 0.0)
+    flow.submit(Ticket("giant", fairness_id="giant", body_bytes=600), 0.0)
+    for number in range(100):
+        flow.submit(Ticket(str(number), fairness_id="greedy", body_bytes=4), 0.0)
+    gone = flow.submit(Ticket("modest", fairness_id="modest", body_bytes=4), 0.0)
+    assert [one.ticket.payload for one in gone] == ["99"]
+
+
 @pytest.mark.parametrize("fairness", sorted(set(get_args(Fairness)) - {"global-strict"}))
 def test_who_asks_for_less_than_its_share_is_never_refused_however_much_another_asks_for(fairness: Fairness) -> None:
     band = BandSettings(max_requests=20, policies=Policies(fairness=fairness))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
@@ -23,7 +24,7 @@ from epp.extproc.events import Arrival, Cause, Finished, Routed, Steer
 from epp.extproc.session import open_session
 from epp.flow.control import FlowControl
 from epp.flow.evictions import CONFIRMED_WITHIN_S, Evictions
-from epp.flow.settings import BandSettings, FlowSettings, Policies, Static
+from epp.flow.settings import BandSettings, Fairness, FlowSettings, Policies, Static
 from epp.ledger import Ledger
 from epp.observe.flow import FlowRecord
 from epp.observe.logs import PickLog
@@ -704,6 +705,17 @@ def test_saturation_is_not_told_anew_for_requests_that_pass_whatever_it_is(monke
     hall.wait()
 
 
+def test_those_whose_turn_has_come_fill_the_pool_for_who_comes_after_them() -> None:
+    hall = Hall(0)
+    for _ in range(3):
+        hall.wait()
+    hall.have(4)
+    hall.wait()
+    assert not hall.pump()
+    assert hall.in_flight() == 4
+    hall.wait()
+
+
 def test_a_pool_that_shrinks_is_looked_at_anew() -> None:
     hall = Hall(10)
     for _ in range(4):
@@ -721,6 +733,25 @@ def test_saturation_is_told_anew_when_time_has_passed() -> None:
         hall.ledger.take(slot, 1, hall.now_s, sees_body=True)
     hall.now_s += 0.06
     hall.wait()
+
+
+@pytest.mark.parametrize("fairness", ["weighted-tokens", "program-aware"])
+def test_flows_that_are_gone_are_remembered_by_the_beginning_of_their_names(fairness: Fairness) -> None:
+    hall = Hall(1, FlowSettings(default=BandSettings(policies=Policies(fairness=fairness))))
+    running = hall.serve()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            waiter = hall.wait(chat(headers={"x-llm-d-inference-fairness-id": str(number) + 50_000 * "x"}))
+            hall.end(running)
+            hall.pump(0.001)
+            running = waiter.account
+        del waiter
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1_000_000
 
 
 class Machine(RuleBasedStateMachine):

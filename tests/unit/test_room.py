@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +69,34 @@ def test_a_body_over_the_limit_gives_its_room_back() -> None:
     assert isinstance(reply, Immediate)
     assert reply.drop.reason is Reason.BODY_TOO_LARGE
     assert room.held_bytes == 0
+
+
+def test_a_body_in_tiny_pieces_takes_no_more_than_it_counts() -> None:
+    room = Room(1_000_000)
+    exchange = Exchange(FULL_DUPLEX, 1_000_000, room)
+    exchange.receive(RequestHeaders({":path": "/v1/completions"}, False))
+    pieces = [b"%02d" % (number % 100) for number in range(50_000)]
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            exchange.receive(RequestBody(piece, False))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.5 * room.held_bytes == 1.5 * 100_000
+    (arrival,) = exchange.receive(RequestBody(b"", True))
+    assert isinstance(arrival, Arrival) and arrival.body == b"".join(pieces)
+
+
+@given(st.lists(st.integers(0, 2_000)))
+def test_a_body_is_what_its_pieces_are_in_order(sizes: list[int]) -> None:
+    exchange = Exchange(FULL_DUPLEX, 1_000_000, Room())
+    exchange.receive(RequestHeaders({":path": "/v1/completions"}, False))
+    pieces = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
+    for piece in pieces:
+        exchange.receive(RequestBody(piece, False))
+    (arrival,) = exchange.receive(RequestTrailers())
+    assert isinstance(arrival, Arrival) and arrival.body == b"".join(pieces)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 60))))
