@@ -137,6 +137,9 @@ class _Call(Generic[Handle]):
         if event is not None:
             effects = self._exchange.receive(event)
             if effects:
+                if self._waiting is not None:
+                    # Somebody else answered, a time limit of the proxy for one: nobody waits for a turn any more.
+                    self._give_up(self._waiting)
                 self._perform(effects)
 
     def closed(self, clean: bool) -> None:
@@ -170,20 +173,12 @@ class _Call(Generic[Handle]):
             elif type(effect) is EndOfStream:
                 self._ended = True
                 self._stream.close()
-            elif type(effect) is ResponseHeadersReply and (self._added or self._waiting is not None):
-                self._pass_headers(effect)
+            elif type(effect) is ResponseHeadersReply and self._added:
+                self._stream.send(encode(msgspec.structs.replace(effect, set_headers=self._added)))
             else:
                 self._stream.send(encode(effect))
                 if type(effect) is Immediate and effect.drop is not self._dispatchers_drop:
                     self._incidents.refused(effect.drop)
-
-    def _pass_headers(self, reply: ResponseHeadersReply) -> None:
-        if self._waiting is not None:
-            # Somebody else answered, a time limit of the proxy for one: nobody waits for a turn any more.
-            self._give_up(self._waiting)
-        if self._added:
-            reply = msgspec.structs.replace(reply, set_headers=self._added)
-        self._stream.send(encode(reply))
 
     def _decided(self, decision: Steer | Drop) -> None:
         timer = self._reply.timer

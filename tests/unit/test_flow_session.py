@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,6 +112,16 @@ def test_an_answer_that_overtakes_its_request_leaves_nothing_behind() -> None:
     scene.session.closed(True)
     assert hall.seat.cancelled == 1
     assert hall.names() == ["route"]
+
+
+@pytest.mark.parametrize(
+    "answer", [answer_body(b"x", False), pb.ProcessingRequest(response_trailers=pb.HttpTrailers())]
+)
+def test_an_answer_whose_headers_are_hidden_gives_up_the_place_too(answer: pb.ProcessingRequest) -> None:
+    hall = Hall()
+    scene = Scene(hall).hear(headers(), body(), answer)
+    assert hall.seat.cancelled == 1
+    assert len(scene.wire.sent) == 1
 
 
 def test_a_turn_that_came_while_its_request_was_overtaken_is_given_back() -> None:
