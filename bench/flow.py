@@ -53,7 +53,7 @@ def ticket(rng: random.Random) -> Ticket[None]:
         priority=rng.choice(PRIORITIES),
         fairness_id=f"tenant-{rng.randrange(TENANTS)}",
         tokens=rng.randrange(1, 8000),
-        body_bytes=20_000,
+        held_bytes=20_000,
         slo_deadline_s=rng.random() * 60.0,
     )
 

@@ -6,7 +6,7 @@ Synchronous; times come from the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 
 import msgspec
@@ -153,7 +153,7 @@ class Waits:
             priority=request.priority,
             fairness_id=request.fairness_id,
             tokens=self._uncached(request),
-            body_bytes=request.body_bytes,
+            held_bytes=request.body_bytes + _size(request.headers),
             max_wait_s=_milliseconds(request.headers.get(MAX_WAIT_HEADER)),
             slo_deadline_s=place.opened_s + _milliseconds(first_of(request.headers, SLO_HEADERS)),
         )
@@ -324,7 +324,7 @@ class Waits:
         control = self._control
         control.collect(now_s)
         state = control.state()
-        waiting = [(labels(one.payload.request), one.body_bytes) for one in control.tickets()]
+        waiting = [(labels(one.payload.request), one.held_bytes) for one in control.tickets()]
         candidates = self._endpoints.candidates(now_s)
         saturation = self._saturation(now_s)
         return Now(
@@ -348,6 +348,11 @@ class Waits:
         in_flight = self._in_flight()
         # Those told to end run on where their endpoints have left the pool, and take none of its room.
         return Reclaim(target, told * saturation / in_flight if in_flight else 0.0)
+
+
+def _size(headers: Mapping[str, str]) -> int:
+    """Bytes: clients may send 60 KB of them with each request, more than most bodies have."""
+    return sum(map(len, headers)) + sum(map(len, headers.values()))
 
 
 def _milliseconds(value: str | None) -> float:

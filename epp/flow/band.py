@@ -70,13 +70,13 @@ class Band(Generic[Payload]):
             flow = self.flows[ticket.fairness_id] = self.turns.open(ticket.fairness_id)
         ticket.flow = flow
         flow.tickets[ticket] = None
-        flow.bytes += ticket.body_bytes
+        flow.bytes += ticket.held_bytes
         self.tickets[ticket] = None
-        self.bytes += ticket.body_bytes
+        self.bytes += ticket.held_bytes
         if self._divides:
             count = len(flow.tickets)
             self._by_requests.changed(flow, count - 1, count)
-            self._by_bytes.changed(flow, flow.bytes - ticket.body_bytes, flow.bytes)
+            self._by_bytes.changed(flow, flow.bytes - ticket.held_bytes, flow.bytes)
         flow.line.add(ticket)
 
     def take(self) -> Ticket[Payload]:
@@ -98,51 +98,51 @@ class Band(Generic[Payload]):
     def newest(self) -> Iterator[Ticket[Payload]]:
         return reversed(self.tickets)
 
-    def hoarded(self, ticket: Ticket[Payload], requests: float, body_bytes: float) -> list[Ticket[Payload]] | None:
-        """The newest of one flow that are so many `requests` and `body_bytes` at least, to make room for `ticket`: of a flow that
+    def hoarded(self, ticket: Ticket[Payload], requests: float, held_bytes: float) -> list[Ticket[Payload]] | None:
+        """The newest of one flow that are so many `requests` and `held_bytes` at least, to make room for `ticket`: of a flow that
         holds about the most, and will still hold no less than the ticket's own. None where there is no such flow, or flows are not
         told apart.
         """
         if not self._divides:
             return None
         # Who holds the most bytes may do so in one request, and who holds the most requests in few bytes.
-        for bound, sizes in ((body_bytes, self._by_bytes), (requests, self._by_requests)):
+        for bound, sizes in ((held_bytes, self._by_bytes), (requests, self._by_requests)):
             flow = sizes.largest() if bound > 0 else None
-            victims = self._spared(flow, ticket, requests, body_bytes) if flow is not None else None
+            victims = self._spared(flow, ticket, requests, held_bytes) if flow is not None else None
             if victims is not None:
                 return victims
         return None
 
     def _spared(
-        self, flow: Flow[Payload], ticket: Ticket[Payload], requests: float, body_bytes: float
+        self, flow: Flow[Payload], ticket: Ticket[Payload], requests: float, held_bytes: float
     ) -> list[Ticket[Payload]] | None:
         """Of `flow`, as `hoarded` says."""
         own = self.flows.get(ticket.fairness_id)
         if flow is own:
             return None
         spare_requests = len(flow.tickets) - 1 - (len(own.tickets) if own is not None else 0)
-        spare_bytes = flow.bytes - ticket.body_bytes - (own.bytes if own is not None else 0)
+        spare_bytes = flow.bytes - ticket.held_bytes - (own.bytes if own is not None else 0)
         victims: list[Ticket[Payload]] = []
         freed = 0
         for victim in reversed(flow.tickets):
-            if len(victims) >= requests and freed >= body_bytes:
+            if len(victims) >= requests and freed >= held_bytes:
                 break
             victims.append(victim)
-            freed += victim.body_bytes
-            if (requests > 0 and len(victims) > spare_requests) or (body_bytes > 0 and freed > spare_bytes):
+            freed += victim.held_bytes
+            if (requests > 0 and len(victims) > spare_requests) or (held_bytes > 0 and freed > spare_bytes):
                 return None
-        return victims if len(victims) >= requests and freed >= body_bytes else None
+        return victims if len(victims) >= requests and freed >= held_bytes else None
 
     def _forget(self, ticket: Ticket[Payload], flow: Flow[Payload]) -> None:
         ticket.flow = None
         del self.tickets[ticket]
-        self.bytes -= ticket.body_bytes
+        self.bytes -= ticket.held_bytes
         del flow.tickets[ticket]
-        flow.bytes -= ticket.body_bytes
+        flow.bytes -= ticket.held_bytes
         if self._divides:
             count = len(flow.tickets)
             self._by_requests.changed(flow, count + 1, count)
-            self._by_bytes.changed(flow, flow.bytes + ticket.body_bytes, flow.bytes)
+            self._by_bytes.changed(flow, flow.bytes + ticket.held_bytes, flow.bytes)
         if not flow.tickets:
             self.turns.close(flow)
             del self.flows[flow.fairness_id]

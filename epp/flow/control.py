@@ -96,7 +96,7 @@ class FlowControl(Generic[Payload]):
             ticket.due = self._deadlines.push(deadline_s, ticket)
         band.add(ticket)
         self.requests += 1
-        self.bytes += ticket.body_bytes
+        self.bytes += ticket.held_bytes
         return evicted
 
     # --- departures ------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class FlowControl(Generic[Payload]):
         """Those who give way to `ticket`: of lower bands, the lowest first and the newest of it, and what those cannot give, or its
         own band has no room for, of whoever hoards in its own. None where that is not enough.
         """
-        size = ticket.body_bytes
+        size = ticket.held_bytes
         own_requests: float = len(band.tickets) + 1 - band.settings.max_requests
         own_bytes: float = band.bytes + size - band.settings.max_bytes
         over_requests = self.requests + 1 - self.settings.max_requests
@@ -250,13 +250,13 @@ class FlowControl(Generic[Payload]):
         if victims is None:
             return None
         over_requests -= len(victims)
-        over_bytes -= sum(victim.body_bytes for victim in victims)
+        over_bytes -= sum(victim.held_bytes for victim in victims)
         for victim in chain.from_iterable(one.newest() for one in lower):
             if over_requests <= 0 and over_bytes <= 0:
                 break
             victims.append(victim)
             over_requests -= 1
-            over_bytes -= victim.body_bytes
+            over_bytes -= victim.held_bytes
         return [self._give_up(victim, Ending.EVICTED_PRESSURE, now_s) for victim in victims]
 
     def _deadline_s(self, ticket: Ticket[Payload]) -> float:
@@ -277,7 +277,7 @@ class FlowControl(Generic[Payload]):
 
     def _settle(self, band: Band[Payload], ticket: Ticket[Payload], ending: Ending, now_s: float) -> Settled[Payload]:
         self.requests -= 1
-        self.bytes -= ticket.body_bytes
+        self.bytes -= ticket.held_bytes
         band.idle_since_s = now_s
         if ticket.due is not None:
             self._deadlines.discard(ticket.due)

@@ -48,20 +48,20 @@ REASONS: Final[Mapping[Ending, Reason]] = {
 class Ticket(Generic[Payload]):
     """One request that asks for its turn.
 
-    `tokens` is what it will cost a server, at least 1: its uncached prompt. `body_bytes` is what it holds in memory. `max_wait_s` is the
+    `tokens` is what it will cost a server, at least 1: its uncached prompt. `held_bytes` is what it holds in memory. `max_wait_s` is the
     longest wait that the client accepts, `slo_deadline_s` when it wants its first token at the latest; inf where it says nothing.
     `payload` is the caller's. The rest belongs to flow control; `empty_s` is for how long it waited while the pool was empty, up to
     the pool's latest change.
     """
 
     __slots__ = (
-        "body_bytes",
         "due",
         "empty_s",
         "enqueued_s",
         "entered",
         "fairness_id",
         "flow",
+        "held_bytes",
         "max_wait_s",
         "payload",
         "place",
@@ -77,7 +77,7 @@ class Ticket(Generic[Payload]):
         priority: int = 0,
         fairness_id: str = "default-flow",
         tokens: int = 1,
-        body_bytes: int = 0,
+        held_bytes: int = 0,
         max_wait_s: float = inf,
         slo_deadline_s: float = inf,
     ) -> None:
@@ -85,7 +85,7 @@ class Ticket(Generic[Payload]):
         self.priority = priority
         self.fairness_id = fairness_id
         self.tokens = max(1, tokens)
-        self.body_bytes = body_bytes
+        self.held_bytes = held_bytes
         self.max_wait_s = max_wait_s
         self.slo_deadline_s = slo_deadline_s
         self.enqueued_s = 0.0

@@ -244,7 +244,7 @@ class FlowRecord:
         for prefix in PREFIXES:
             name, text = f"{prefix}flow_control_queue_size", "Requests that wait."
             yield Values("gauge", name, text, labels, list(sizes.items()))
-            name, text = f"{prefix}flow_control_queue_bytes", "Bytes of the bodies of requests that wait."
+            name, text = f"{prefix}flow_control_queue_bytes", "Bytes of the bodies and headers of requests that wait."
             yield Values("gauge", name, text, labels, list(held.items()))
 
     def _capacity(self, now: Now) -> Iterator[Family]:

@@ -99,7 +99,7 @@ class Machine(RuleBasedStateMachine):
             priority=priority,
             fairness_id=tenant,
             tokens=tokens,
-            body_bytes=size,
+            held_bytes=size,
             max_wait_s=max_wait_s,
             slo_deadline_s=self.now_s + slo_s,
         )
@@ -183,7 +183,7 @@ class Machine(RuleBasedStateMachine):
     def conserved(self) -> None:
         assert set(self.submitted) == set(self.waiting) | set(self.endings)
         assert self.flow.requests == len(self.waiting)
-        assert self.flow.bytes == sum(ticket.body_bytes for ticket in self.waiting)
+        assert self.flow.bytes == sum(ticket.held_bytes for ticket in self.waiting)
         assert all(ticket.waiting for ticket in self.waiting)
         assert not any(ticket.waiting for ticket in self.endings)
 
@@ -194,9 +194,9 @@ class Machine(RuleBasedStateMachine):
         for band in state.bands:
             mine = [ticket for ticket in self.waiting if ticket.priority == band.priority]
             assert band.requests == len(mine) <= band.max_requests
-            assert band.bytes == sum(ticket.body_bytes for ticket in mine) <= band.max_bytes
+            assert band.bytes == sum(ticket.held_bytes for ticket in mine) <= band.max_bytes
             assert {(flow.fairness_id, flow.requests, flow.bytes) for flow in band.flows} == {
-                (tenant, len(own), sum(ticket.body_bytes for ticket in own))
+                (tenant, len(own), sum(ticket.held_bytes for ticket in own))
                 for tenant in TENANTS
                 if (own := [ticket for ticket in mine if ticket.fairness_id == tenant])
             }
@@ -239,8 +239,8 @@ class Machine(RuleBasedStateMachine):
             assert all(other.payload < victim.payload for other in newer), "a newer one stayed"
         mine = [other for other in before if other.priority == ticket.priority]
         others = [other for other in before if other.priority >= ticket.priority]
-        full = len(mine) >= 12 or _bytes(mine) + ticket.body_bytes > 600
-        crowded = len(others) >= 40 or _bytes(others) + ticket.body_bytes > 2000
+        full = len(mine) >= 12 or _bytes(mine) + ticket.held_bytes > 600
+        crowded = len(others) >= 40 or _bytes(others) + ticket.held_bytes > 2000
         if self.draining:
             assert own is Ending.REJECTED_SHUTTING_DOWN
         elif ticket.max_wait_s == 0.0:
@@ -272,7 +272,7 @@ class Machine(RuleBasedStateMachine):
         ours = [other for other in mine if other.fairness_id == ticket.fairness_id]
         for tenant in set(TENANTS) - {ticket.fairness_id}:
             theirs = [other for other in mine if other.fairness_id == tenant]
-            slack = 2 * (_bytes(ours) + 2 * ticket.body_bytes + 150)
+            slack = 2 * (_bytes(ours) + 2 * ticket.held_bytes + 150)
             assert len(theirs) < 2 * len(ours) + 4 or _bytes(theirs) < slack
 
     def _check_turn(self, ticket: Plain) -> None:
@@ -324,7 +324,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def _bytes(tickets: list[Plain]) -> int:
-    return sum(ticket.body_bytes for ticket in tickets)
+    return sum(ticket.held_bytes for ticket in tickets)
 
 
 TestMachine = Machine.TestCase
@@ -566,12 +566,12 @@ def test_no_time_to_live_waits_for_ever() -> None:
 def test_a_full_queue_refuses_rather_than_evict_in_vain() -> None:
     flow = control(max_requests=3, max_bytes=100)
     for name, size in (("old", 10), ("new", 10)):
-        flow.submit(Ticket(name, priority=-1, body_bytes=size), 0.0)
-    flow.submit(Ticket("equal", priority=1, body_bytes=50), 0.0)
-    assert [one.ending for one in flow.submit(Ticket("big", priority=1, body_bytes=60), 0.0)] == [
+        flow.submit(Ticket(name, priority=-1, held_bytes=size), 0.0)
+    flow.submit(Ticket("equal", priority=1, held_bytes=50), 0.0)
+    assert [one.ending for one in flow.submit(Ticket("big", priority=1, held_bytes=60), 0.0)] == [
         Ending.REJECTED_CAPACITY
     ]
-    assert [one.ticket.payload for one in flow.submit(Ticket("small", priority=1, body_bytes=1), 0.0)] == ["new"]
+    assert [one.ticket.payload for one in flow.submit(Ticket("small", priority=1, held_bytes=1), 0.0)] == ["new"]
     assert [one.ending for one in flow.submit(Ticket("lowest", priority=-1), 0.0)] == [Ending.REJECTED_CAPACITY]
 
 
@@ -593,10 +593,10 @@ def test_who_fills_the_queue_shuts_out_no_other_flow(fairness: Fairness, bound: 
 def test_who_fills_the_queue_with_bodies_shuts_out_no_other_flow() -> None:
     flow = control(fairness="round-robin", max_bytes=1000)
     for number in range(10):
-        flow.submit(Ticket(f"large {number}", fairness_id="greedy", body_bytes=100), 0.0)
+        flow.submit(Ticket(f"large {number}", fairness_id="greedy", held_bytes=100), 0.0)
     for number in range(20):
         flow.submit(Ticket(f"empty {number}", fairness_id="idle"), 0.0)
-    gone = [flow.submit(Ticket("small", fairness_id="modest", body_bytes=30), 0.0) for _ in range(20)]
+    gone = [flow.submit(Ticket("small", fairness_id="modest", held_bytes=30), 0.0) for _ in range(20)]
     assert [one.ticket.payload for each in gone for one in each] == [
         *[f"large {number}" for number in (9, 8, 7, 6, 5)],
         *["small"] * 4,
@@ -606,10 +606,10 @@ def test_who_fills_the_queue_with_bodies_shuts_out_no_other_flow() -> None:
 def test_one_giant_body_does_not_shield_who_fills_the_queue_with_many_requests() -> None:
     band = BandSettings(max_requests=101, max_bytes=1_000, policies=Policies(fairness="round-robin"))
     flow: FlowControl[str] = FlowControl(FlowSettings(default=band), 0.0)
-    flow.submit(Ticket("giant", fairness_id="giant", body_bytes=600), 0.0)
+    flow.submit(Ticket("giant", fairness_id="giant", held_bytes=600), 0.0)
     for number in range(100):
-        flow.submit(Ticket(str(number), fairness_id="greedy", body_bytes=4), 0.0)
-    gone = flow.submit(Ticket("modest", fairness_id="modest", body_bytes=4), 0.0)
+        flow.submit(Ticket(str(number), fairness_id="greedy", held_bytes=4), 0.0)
+    gone = flow.submit(Ticket("modest", fairness_id="modest", held_bytes=4), 0.0)
     assert [one.ticket.payload for one in gone] == ["99"]
 
 
@@ -652,16 +652,16 @@ def test_where_flows_are_one_line_who_came_first_has_the_room() -> None:
 def test_no_more_give_way_than_must() -> None:
     flow = control(max_bytes=100)
     for name in ("oldest", "older", "newer", "newest"):
-        flow.submit(Ticket(name, priority=-1, body_bytes=25), 0.0)
-    gone = flow.submit(Ticket("high", priority=1, body_bytes=40), 0.0)
+        flow.submit(Ticket(name, priority=-1, held_bytes=25), 0.0)
+    gone = flow.submit(Ticket("high", priority=1, held_bytes=40), 0.0)
     assert [one.ticket.payload for one in gone] == ["newest", "newer"]
 
 
 def test_bodies_fill_a_band_too() -> None:
     flow = control(bands={0: BandSettings(max_bytes=100)})
-    assert not flow.submit(Ticket("one", body_bytes=60), 0.0)
-    assert [one.ending for one in flow.submit(Ticket("two", body_bytes=41), 0.0)] == [Ending.REJECTED_CAPACITY]
-    assert not flow.submit(Ticket("three", body_bytes=40), 0.0)
+    assert not flow.submit(Ticket("one", held_bytes=60), 0.0)
+    assert [one.ending for one in flow.submit(Ticket("two", held_bytes=41), 0.0)] == [Ending.REJECTED_CAPACITY]
+    assert not flow.submit(Ticket("three", held_bytes=40), 0.0)
 
 
 def test_after_draining_only_who_need_not_wait_is_served() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import tracemalloc
 
+import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from epp.drops import Drop
+from epp.drops import Drop, Reason
 from epp.extproc.room import Room
 from epp.extproc.session import open_session
 from epp.extproc.transport import Abandonable
@@ -37,7 +38,9 @@ class Call:
             self.wire
         )
         message = pb.ProcessingRequest()
-        for key, value in (("content-type", "application/json"), ("x-llm-d-inference-objective", name)):
+        named = {"content-type": "application/json", "x-llm-d-inference-objective": name}
+        self.header_bytes = sum(len(key) + len(value) for key, value in named.items())
+        for key, value in named.items():
             message.request_headers.headers.headers.add(key=key, value=value)
         self.session.received(message.SerializeToString())
 
@@ -72,7 +75,7 @@ def test_those_who_wait_shut_out_nobody_above_them() -> None:
     batch = [Call(hall, room, "batch") for _ in range(100)]
     for call in batch:
         call.body(900)
-    assert hall.control.bytes == 100 * 900
+    assert hall.control.bytes == 100 * (900 + batch[0].header_bytes)
     assert room.held_bytes == 0
     gold = Call(hall, room, "gold").body(900)
     assert gold.refused is None and gold.status == 0
@@ -95,8 +98,18 @@ def test_who_waits_holds_its_body_once() -> None:
     assert held / len(waiters) < 10_000
 
 
+def test_headers_of_those_who_wait_count_too() -> None:
+    hall = Hall(1, FlowSettings(max_bytes=1_000_000))
+    hall.serve()
+    for _ in range(19):
+        hall.wait(chat(headers={"x-long": 50_000 * "x"}))
+    with pytest.raises(Drop) as caught:
+        hall.route(chat(headers={"x-long": 50_000 * "x"}))
+    assert caught.value.reason is Reason.SATURATED
+
+
 def test_a_full_queue_evicts_by_bytes_and_never_by_the_room() -> None:
-    hall = with_objectives(FlowSettings(max_bytes=10 * LIMIT_BYTES))
+    hall = with_objectives(FlowSettings(max_bytes=11 * LIMIT_BYTES))
     hall.serve()
     room = Room(4 * LIMIT_BYTES)
     low = [Call(hall, room, "batch").body(900) for _ in range(11)]
@@ -179,8 +192,9 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_queue_holds_what_waits(self) -> None:
-        bodies = [len(place.payload.arrival.body) for place in self.hall.control.tickets()]
-        assert self.hall.control.bytes == sum(bodies) <= 6_000
+        waiting = [place.payload.arrival for place in self.hall.control.tickets()]
+        headers = [len(name) + len(value) for one in waiting for name, value in one.headers.items()]
+        assert self.hall.control.bytes == sum(len(one.body) for one in waiting) + sum(headers) <= 6_000
 
     @invariant()
     def nothing_is_a_bug(self) -> None:
