@@ -263,9 +263,12 @@ class TestVerdicts:
             (miss,) = verdicts(by_cell([of(DEFAULT, *p90_s), of("LMETRIC", 1.0, 1.0, 1.0)]))[0].failed
             assert miss.value == pytest.approx(sum(p90_s) / 3, rel=1e-3)
             assert miss.surely_missed is sure
-        # Who ran but one seed, being far behind in the heats, is no measure.
-        found = verdicts(by_cell([of(DEFAULT, 1.0, 1.0, 1.0), of("random", 0.5)]))
-        assert found[0].checks == ()
+        # Who ran but one seed, being far behind, is no measure beside who ran them all; alone it shows how far.
+        ours, slow = of(DEFAULT, 1.0, 1.0, 1.0), of("random", 0.5)
+        (check,) = verdicts(by_cell([ours, slow, of("LMETRIC", 2.0, 2.0, 2.0)]))[0].checks
+        assert check.value == 0.5
+        (check,) = verdicts(by_cell([ours, slow]))[0].checks
+        assert check.value == 2.0
 
     def test_the_worst_miss_is_named_first(self) -> None:
         cells = [Cell(trace="groups", servers=8, load=load) for load in (0.5, 1.0)]
