@@ -176,17 +176,26 @@ class Dispatcher:
             if self._waits is not None:
                 place = self._waits.line_up(arrival, parsed, request, grant, opened_s, now_s)
                 if place is not None:
-                    self._metrics.stage("body", max(0.0, now_s - opened_s))
-                    self._metrics.stage("parse", read - began)
+                    self._staged(now_s - opened_s, read - began, None)
                     return place
             choice = self._choose(request, self._eligible(arrival.subset), now_s)
         except Drop as drop:
             self._refused(drop, request, grant, opened_s, now_s)
             raise
         routed = self._commit(arrival, parsed, request, choice, opened_s, now_s, grant)
-        decided = self._timer()
-        self._metrics.staged(max(0.0, now_s - opened_s), read - began, decided - read)
+        self._staged(now_s - opened_s, read - began, self._timer() - read)
         return routed
+
+    def _staged(self, body_s: float, parse_s: float, decide_s: float | None) -> None:
+        """`decide_s` is None where that is still to come. The request has its place or its endpoint: it is answered in any case."""
+        try:
+            if decide_s is None:
+                self._metrics.stage("body", max(0.0, body_s))
+                self._metrics.stage("parse", parse_s)
+            else:
+                self._metrics.staged(max(0.0, body_s), parse_s, decide_s)
+        except Exception as error:
+            self._faults("record", error)
 
     def _admit(self, quota: Quota, request: Request, now_s: float) -> Grant | None:
         """What the quota charged. Raises Drop."""

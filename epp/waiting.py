@@ -246,8 +246,12 @@ class Waits:
             self._faults("resume", error)
             self._refuse(place, Drop(Reason.INTERNAL, "The endpoint picker failed on this request. Try again."), now_s)
             return
-        self._metrics.stage("decide", self._timer() - began)
+        decided = self._timer()
         self._resume(place, routed)
+        try:
+            self._metrics.stage("decide", decided - began)
+        except Exception as error:
+            self._faults("record", error)
 
     def _resume(self, place: Place, routed: Routed[Account]) -> None:
         """Others wait for their answers too, whatever becomes of this one."""
@@ -297,8 +301,13 @@ class Waits:
         """How full the pool is; 1 where it has no endpoint."""
         if not len(self._endpoints):
             return 1.0
-        self._ledger.advance(now_s)
-        return self._pipeline.saturation(self._endpoints.candidates(now_s))
+        try:
+            self._ledger.advance(now_s)
+            return self._pipeline.saturation(self._endpoints.candidates(now_s))
+        except Exception as error:
+            # Better too early than never.
+            self._faults("flow", error)
+            return 0.0
 
     def _saturation_below(self, enough: float, now_s: float) -> float:
         """As `_saturation`, or a value below `enough` that it has not passed: the last look, and one endpoint filled by each request

@@ -328,7 +328,7 @@ def broken(*args: object, **more: object) -> None:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("name", ["metrics.refused", "record.ended"])
+@pytest.mark.parametrize("name", ["metrics.refused", "metrics.stage", "record.ended"])
 def test_whoever_waited_is_answered_though_it_cannot_be_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hall = Hall(1)
     running = hall.serve()
@@ -341,6 +341,29 @@ def test_whoever_waited_is_answered_though_it_cannot_be_counted(name: str, monke
     hall.pump()
     assert waiters[3].account.endpoint == running.endpoint
     assert {kind for kind, _ in hall.faults} == {"record"}
+
+
+def test_times_that_cannot_be_counted_cost_nobody_a_place_or_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = Hall(1)
+    monkeypatch.setattr(hall.metrics, "staged", broken)
+    monkeypatch.setattr(hall.metrics, "stage", broken)
+    running = hall.serve()
+    waiter = hall.wait()
+    hall.end(running)
+    hall.pump()
+    hall.end(waiter.account)
+    assert hall.in_flight() == 0
+    assert {kind for kind, _ in hall.faults} == {"record"}
+
+
+def test_where_it_cannot_be_told_how_full_the_pool_is_nobody_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = Hall(1)
+    hall.serve()
+    waiter = hall.wait()
+    monkeypatch.setattr(hall.ledger, "advance", broken)
+    hall.pump()
+    assert waiter.account.endpoint in hall.endpoints.members
+    assert {kind for kind, _ in hall.faults} == {"flow", "pick"}
 
 
 def test_one_that_goes_on_because_of_a_bug_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
