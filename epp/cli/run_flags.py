@@ -242,7 +242,7 @@ FLAGS = (
         "Configuration",
         "config_file",
         PATH,
-        "EndpointPickerConfig to follow; epp check tells whether it is sound.",
+        "EndpointPickerConfig, read at the start; epp check tells whether it is sound.",
         metavar="PATH",
         shown="built in: least delay",
     ),
