@@ -11,7 +11,8 @@ DEFAULT_BYTES = 512 * 1024 * 1024
 class Room:
     """`bytes_in_all` shared by whoever takes. Nobody may hold more than is left for the others.
 
-    `on_full` is called for each refusal. A few slow giants thus never shut everyone out: eight of them leave a ninth of the whole free, and small bodies pass.
+    A few slow giants thus never shut everyone out: eight of them leave a ninth of the whole free, and small bodies pass. `on_full` is
+    called for each refusal.
     """
 
     def __init__(self, bytes_in_all: int = DEFAULT_BYTES, on_full: Callable[[], None] | None = None) -> None:

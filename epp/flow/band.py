@@ -154,6 +154,7 @@ class Band(Generic[Payload]):
 
 
 _COMPARED = 16
+"""Of flows alike to a power of two, so many are compared: there may be thousands of them."""
 
 
 class _Sizes(Generic[Payload]):
