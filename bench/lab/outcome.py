@@ -97,6 +97,24 @@ def ratio(one: Standing, other: Standing, name: str) -> Estimate:
     return estimate([mine / their for mine, their in pairs])
 
 
+def levels(contenders: Mapping[str, Standing], name: str = "ttft_p90") -> dict[str, float]:
+    """The mean of each that has one, so that all can stand beside each other: seeds differ by more than policies do, so whoever ran fewer is
+    put as far from the best of those who ran most as it was over the seeds of both."""
+    values = {key: one.mean(name) for key, one in contenders.items() if name in one.numbers}
+    most = max((contenders[key].seeds for key in values), default=0)
+    best = min((key for key in values if contenders[key].seeds == most), key=values.__getitem__, default=None)
+    return {
+        key: value
+        if best is None or contenders[key].seeds == most
+        else values[best] * _apart(contenders, key, best, name)
+        for key, value in values.items()
+    }
+
+
+def _apart(contenders: Mapping[str, Standing], one: str, other: str, name: str) -> float:
+    return ratio(contenders[one], contenders[other], name).mean
+
+
 def _together(runs: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
     return {name: estimate([run[name] for run in runs if name in run]) for run in runs for name in run}
 

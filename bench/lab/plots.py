@@ -12,7 +12,7 @@ import numpy as np
 from bench import ink
 from bench.lab.cells import PLAIN, Cell
 from bench.lab.contenders import DEFAULT
-from bench.lab.outcome import Standing
+from bench.lab.outcome import Standing, levels, ratio
 from bench.lab.verdict import BLEND
 
 Table = Mapping[Cell, Mapping[str, Standing]]
@@ -44,7 +44,7 @@ class Rank(msgspec.Struct, frozen=True):
 
 def ratios(contenders: Mapping[str, Standing]) -> dict[str, float]:
     """p90 TTFT ÷ the best of the cell, of those that have one."""
-    values = {name: one.mean("ttft_p90") for name, one in contenders.items() if "ttft_p90" in one.numbers}
+    values = levels(contenders)
     best = min(values.values(), default=1.0)
     return {name: value / best for name, value in values.items()}
 
@@ -53,8 +53,8 @@ def ranking(table: Table) -> list[Rank]:
     """Best first."""
     found: dict[str, list[float]] = {}
     for contenders in table.values():
-        for name, ratio in ratios(contenders).items():
-            found.setdefault(name, []).append(ratio)
+        for name, times in ratios(contenders).items():
+            found.setdefault(name, []).append(times)
     ranks = [
         Rank(name, exp(sum(map(log, values)) / len(values)), min(values), max(values), len(values))
         for name, values in found.items()
@@ -128,13 +128,15 @@ def _panel(axes: Any, table: Table, cells: Sequence[Cell]) -> None:
     seen: list[float] = []
     for name in sorted(names, key=lambda one: one in _LINES):
         colour, width, dashes = _LINES.get(name, _OTHERS)
-        present = [cell for cell in cells if name in table[cell] and "ttft_p90" in table[cell][name].numbers]
-        estimates = [table[cell][name].numbers["ttft_p90"] for cell in present]
-        seen += [one.mean for one in estimates]
+        shown = {cell: p90_s for cell in cells if (p90_s := levels(table[cell]).get(name)) is not None}
+        widths_s = [table[cell][name].numbers["ttft_p90"].half_width for cell in shown]
+        seen += shown.values()
         axes.errorbar(
-            [cell.load for cell in present],
-            [one.mean for one in estimates],
-            yerr=[min(one.half_width, 0.9 * one.mean) for one in estimates] if name == DEFAULT else None,
+            [cell.load for cell in shown],
+            list(shown.values()),
+            yerr=[min(width_s, 0.9 * p90_s) for width_s, p90_s in zip(widths_s, shown.values(), strict=True)]
+            if name == DEFAULT
+            else None,
             color=colour,
             linewidth=width,
             linestyle=dashes,
@@ -168,8 +170,8 @@ def heat_map(table: Table) -> Any | None:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    for (row, column), ratio in np.ndenumerate(values):
-        told = told_ratio(ratio) if isfinite(ratio) else "–"
+    for (row, column), times in np.ndenumerate(values):
+        told = told_ratio(times) if isfinite(times) else "–"
         axes.text(column, row, told, ha="center", va="center", fontsize=8.5)
     if DEFAULT in names:
         at = names.index(DEFAULT)
@@ -213,11 +215,11 @@ def by_variation(table: Table) -> Any | None:
     for shift, marker, name in ((-0.14, "o", DEFAULT), (0.14, "s", BLEND)):
         colour = _LINES[name][0]
         found = [
-            (place + shift, table[cell][name].mean("ttft_p90") / table[_plain(cell)][name].mean("ttft_p90"))
+            (place + shift, ratio(table[cell][name], table[_plain(cell)][name], "ttft_p90").mean)
             for place, cell in enumerate(varied)
             if name in table[cell] and name in table[_plain(cell)]
         ]
-        at, times = [place for place, _ in found], [ratio for _, ratio in found]
+        at, times = [place for place, _ in found], [times for _, times in found]
         axes.hlines(at, 1.0, times, color=colour, linewidth=2)
         axes.plot(times, at, marker, color=colour, markersize=6, label=name)
         seen += times

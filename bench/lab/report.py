@@ -12,7 +12,7 @@ import msgspec
 from bench import ink
 from bench.lab.cells import VARIATIONS, WORKLOADS, Cell
 from bench.lab.contenders import DEFAULT
-from bench.lab.outcome import Standing, by_cell
+from bench.lab.outcome import Standing, by_cell, levels
 from bench.lab.plots import WORST, Drawing, Rank, by_load, by_rank, by_variation, heat_map, ranking, ratios, told_ratio
 from bench.lab.running import knee_key
 from bench.lab.validation import WITHIN, Line
@@ -151,9 +151,9 @@ def _answer(
     runs = sum(one.seeds for one in findings.standings)
     alone = findings.seeds == 1
     yield (
-        f'<p class="small">{len(table)} cells ({findings.cells}), {len(ranks)} policies, {"one seed" if alone else f"{findings.seeds} seeds"}: '
+        f'<p class="small">{len(table)} cells ({findings.cells}), {len(ranks)} policies, {"one seed" if alone else f"up to {findings.seeds} seeds"}: '
         f"{runs} runs under virtual time. The other policies are those of other systems, from their published formulas. "
-        f"{'With one seed there are no intervals: a look, no proof.' if alone else 'Intervals are 95 % confidence over the seeds.'}</p>"
+        f"{'With one seed there are no intervals: a look, no proof.' if alone else 'Intervals are 95 % confidence over the seeds; who was far behind with the first ran no more.'}</p>"
     )
 
 
@@ -264,10 +264,11 @@ def _how(findings: Findings) -> Iterator[str]:
 
 
 def _cell(cell: Cell, contenders: Mapping[str, Standing]) -> Iterator[str]:
-    ordered = sorted(contenders.values(), key=lambda one: one.mean("ttft_p90") if "ttft_p90" in one.numbers else inf)
-    head = ["<th class=text>policy", *(f"<th>{title}" for title, _, _ in _COLUMNS)]
+    level = levels(contenders)
+    ordered = sorted(contenders.values(), key=lambda one: level.get(one.contender, inf))
+    head = ["<th class=text>policy", "<th>seeds", *(f"<th>{title}" for title, _, _ in _COLUMNS)]
     rows = (
-        f'<tr{_ours(one.contender)}><td class="text">{text(one.contender)}'
+        f'<tr{_ours(one.contender)}><td class="text">{text(one.contender)}<td>{one.seeds}'
         + "".join(f"<td>{_told(one, name, unit)}" for _, name, unit in _COLUMNS)
         + "</tr>"
         for one in ordered

@@ -17,7 +17,7 @@ from bench.lab.heats import close, is_heat, qualified, starters
 from bench.lab.knee import bisect, expected, key
 from bench.lab.markdown import limits, misses, plain_cells, requirements, varied_cells
 from bench.lab.oracle import GREEDY, POOLED, Bound
-from bench.lab.outcome import Estimate, Standing, by_cell, estimate, numbers, ratio, standings
+from bench.lab.outcome import Estimate, Standing, by_cell, estimate, levels, numbers, ratio, standings
 from bench.lab.record import Outcome, Record
 from bench.lab.report import Findings, joined, read, write
 from bench.lab.running import Job, Result, jobs, knee_key, run
@@ -203,6 +203,18 @@ class TestOutcome:
         x, y, z = standings(results)
         assert ratio(x, y, "ttft_p90") == Estimate(0.5, 0.0)
         assert ratio(y, z, "ttft_p90") == Estimate(1.0, 0.0)
+
+    def test_who_ran_fewer_seeds_stands_where_those_put_it(self) -> None:
+        cell = Cell(trace="root", servers=2, load=1.0)
+        found = {("x", 1): 0.1, ("x", 2): 0.4, ("y", 1): 0.2, ("y", 2): 0.8, ("z", 1): 0.12}
+        results = [
+            Result(Job(cell, seed, name, 1.0), summarise([record(n, ttft_s=t) for n in range(10)], 2, SLO), 0.0)
+            for (name, seed), t in found.items()
+        ]
+        (contenders,) = by_cell(standings(results)).values()
+        assert contenders["z"].mean("ttft_p90") == 0.12
+        assert levels(contenders) == pytest.approx({"x": 0.25, "y": 0.5, "z": 0.3})
+        assert levels({}) == {}
 
     def test_what_was_never_measured_is_left_out(self) -> None:
         refused = summarise([record(1, outcome=Outcome.REFUSED, server=-1)], 2, SLO, warm_up=0.0)
