@@ -250,7 +250,12 @@ class Dispatcher:
             target = first_of(headers, REWRITE_HEADERS) or model
         priority = 0
         if self._resources is not None:
-            target, priority = self._ruled(headers, model, target, arrival.can_rewrite)
+            try:
+                target, priority = self._ruled(headers, model, target, arrival.can_rewrite)
+            except Drop:
+                raise
+            except Exception as error:
+                self._faults("read", error)
         return Request(
             request_id=headers.get("x-request-id") or str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
             path=headers.get(":path", ""),

@@ -14,6 +14,7 @@ from epp.endpoint import Report
 from epp.observe.logs import PickLog
 from epp.pressure import Step
 from epp.resources.objects import Resource, Rule, Target
+from epp.resources.rules import Rules
 from epp.resources.store import Source, Store
 from tests.unit.test_dispatcher import NOW_S, Desk, chat
 from tests.unit.test_resources_store import HERE_ONLY, model, objective, rewrite
@@ -67,6 +68,17 @@ class RuledDesk(Desk):
     def report(self, now_s: float = NOW_S, **fields: float) -> None:
         for slot in self.endpoints.slots.tolist():
             self.endpoints.report(slot, Report(**fields), now_s)  # type: ignore[arg-type]
+
+
+def test_a_bug_in_the_rules_costs_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = RuledDesk(objective("gold", 10))
+
+    def broken(*args: object) -> int:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(Rules, "priority", broken)
+    assert desk.ask(x_llm_d_inference_objective="gold") == ("base", "base", 0)
+    assert {kind for kind, _ in desk.faults} == {"read"}
 
 
 class TestPriority:
