@@ -456,8 +456,15 @@ class Dispatcher:
     # --- waiting ---------------------------------------------------------------------------------------------------
 
     def pump(self, now_s: float) -> bool:
-        """`Waits.pump`: whether anybody still waits."""
-        return self._waits is not None and self._waits.pump(now_s)
+        """`Waits.pump`: whether anybody still waits, or may."""
+        if self._waits is None:
+            return False
+        try:
+            return self._waits.pump(now_s)
+        except Exception as error:
+            # It is asked again 200 times a second: to the loop each would be a traceback in the log.
+            self._faults("flow", error)
+            return True
 
     def pool_changed(self, now_s: float) -> None:
         """The membership of the pool is another one."""

@@ -366,6 +366,21 @@ def test_where_it_cannot_be_told_how_full_the_pool_is_nobody_waits_on(monkeypatc
     assert {kind for kind, _ in hall.faults} == {"flow", "pick"}
 
 
+@pytest.mark.parametrize("name", ["control.expire", "control.next", "record.cycle"])
+def test_a_round_that_fails_is_noted_and_the_next_one_comes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = Hall(1)
+    running = hall.serve()
+    waiter = hall.wait()
+    hall.end(running)
+    owner, method = name.split(".")
+    with monkeypatch.context() as planted:
+        planted.setattr(getattr(hall, owner), method, broken)
+        assert hall.pump()
+    assert {kind for kind, _ in hall.faults} == {"flow"}
+    assert not hall.pump()
+    assert waiter.account.endpoint == running.endpoint
+
+
 def test_one_that_goes_on_because_of_a_bug_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     hall = Hall(1)
     running = hall.serve()
