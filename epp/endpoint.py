@@ -90,7 +90,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One scrape of one server. None means that the page did not have it; the last known value stays.
 
     `prompt_tokens_total` and `cached_tokens_total` are the server's own counters since it started (prompt tokens
-    seen; of them, found in its prefix cache). `custom` holds `customMetrics` by attribute key.
+    seen; of them, found in its prefix cache); where it `counts_late`, a prompt is in them when its answer ends, else with
+    its first token. `custom` holds `customMetrics` by attribute key.
     """
 
     waiting: float | None = None
@@ -100,6 +101,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheConfig | None = None
     prompt_tokens_total: float | None = None
     cached_tokens_total: float | None = None
+    counts_late: bool = False
     custom: Mapping[str, float] = {}
 
 

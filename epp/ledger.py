@@ -10,13 +10,13 @@ what was sent. A hidden entry's tokens leave when the position passes its end, w
 point is moved by whatever tells more: a first token that was seen (all before it is done), an entry that ended, a scrape.
 
 **Scrapes.** prompt_tokens_total − cached_tokens_total grew by Δ since the last report: the line has come Δ further. If that is
-further than believed, the point moves there. If it is less, the point moves half the way (some servers count a prompt when
-its answer ends, not when it is prefilled), and of the entries believed done since the last report as many of the latest as the
-server has waiting are held again. A server with nothing running or waiting has done all that was sent well before the scrape.
+further than believed, the point moves there. If it is less, the point moves back there, or half the way where the server counts a
+prompt when its answer ends, not when it is prefilled; and of the entries believed done since the last report as many of the
+latest as the server has waiting are held again. A server with nothing running or waiting has done all that was sent well before the scrape.
 
 **The rate.** Ratio of sums over stretches in which the server was seen to be busy with prefill, forgetting old ones:
 S ← S·τ/(τ+x) + n and X ← X·τ/(τ+x) + x for a stretch of n tokens in x seconds; rate = S/X within [100, 10^6] tokens/s. Before the
-first stretch S/X is `START_RATE` with the weight of `PRIOR_S` seconds. Stretches are: from taking to first token of an entry that
+first stretch S/X is the start rate with the weight of `PRIOR_S` seconds. Stretches are: from taking to first token of an entry that
 came to an empty line; from one first token to that of an entry that was in line by then; from one report to the next where
 requests waited at both, or where more was done than the rate allows: then from when the first of it came, if that was earlier.
 """
@@ -31,8 +31,12 @@ import msgspec
 
 from epp.endpoint import Endpoints, Report
 
-START_RATE = 10_000.0
-"""Prefill tokens per second of a server not seen yet: a 32B model on one A100 does 4,000, an 8B on an H100 40,000."""
+START_RATE = 30_000.0
+"""Prefill tokens per second of a server not seen yet: a 32B model on one A100 does 4,000, an 8B on an H100 40,000.
+
+Rather too much than too little: who is believed too fast is put right by the next report, who is believed too slow only once it is
+seen to be busy.
+"""
 PRIOR_S = 0.25
 FORGET_S = 20.0
 """τ above, in seconds of busy time."""
@@ -87,7 +91,7 @@ class _Account:
         "was_waiting",
     )
 
-    def __init__(self, slot: int, incarnation: int) -> None:
+    def __init__(self, slot: int, incarnation: int, rate: float) -> None:
         self.slot = slot
         self.incarnation = incarnation
         # The columns.
@@ -109,9 +113,9 @@ class _Account:
         self.guessed: deque[Entry] = deque(maxlen=_GUESSES_KEPT)
         self.due_s = inf
         # The rate. `seen` is the furthest first token, `known` where the next stretch begins.
-        self.rate = START_RATE
+        self.rate = rate
         self.busy_s = PRIOR_S
-        self.busy_tokens = START_RATE * PRIOR_S
+        self.busy_tokens = rate * PRIOR_S
         self.measured_s = 0.0
         self.seen = 0
         self.known = 0
@@ -180,10 +184,14 @@ class Entry:
 
 
 class Ledger:
-    """Keeps the account of all endpoints of one pool. Times are seconds of one monotonic clock."""
+    """Keeps the account of all endpoints of one pool. Times are seconds of one monotonic clock.
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    `start_rate`: what a server is believed to prefill before it was seen to, uncached tokens per second.
+    """
+
+    def __init__(self, endpoints: Endpoints, start_rate: float = START_RATE) -> None:
         self._endpoints = endpoints
+        self._start_rate = start_rate
         self._accounts: dict[int, _Account] = {}
         # (time, tie-break, account): when the first hidden entry of an account is due. An account's earlier or later wishes
         # stay in the heap and are passed over, so one entry costs one push.
@@ -270,7 +278,7 @@ class Ledger:
         return restarted
 
     def prefill_rate(self, slot: int) -> float:
-        """Uncached prompt tokens per second that the endpoint is believed to prefill; `START_RATE` of one not seen yet."""
+        """Uncached prompt tokens per second that the endpoint is believed to prefill; the start rate of one not seen yet."""
         return self._account(slot).rate
 
     def measured_s(self, slot: int) -> float:
@@ -282,7 +290,7 @@ class Ledger:
     def _account(self, slot: int) -> _Account:
         account = self._accounts.get(slot)
         if account is None or self._endpoints.incarnation.item(slot) != account.incarnation:
-            account = self._accounts[slot] = _Account(slot, self._endpoints.incarnation.item(slot))
+            account = self._accounts[slot] = _Account(slot, self._endpoints.incarnation.item(slot), self._start_rate)
         return account
 
     def _lives(self, account: _Account) -> bool:
@@ -439,21 +447,22 @@ class Ledger:
         account.was_waiting = is_waiting
         if not (first or restarted):
             began_s = now_s - elapsed_s if was_waiting and is_waiting else self._began_s(account, now_s - elapsed_s)
-            self._correct(account, account.reported_at + done, int(report.waiting or 0), now_s)
+            self._correct(account, account.reported_at + done, report, now_s)
             if (was_waiting and is_waiting) or done > account.rate * (now_s - began_s):
                 self._sample(account, done, now_s - began_s)
         account.guessed.clear()
         account.reported_at = account.position(now_s)
         return restarted
 
-    def _correct(self, account: _Account, measured: float, waiting: int, now_s: float) -> None:
+    def _correct(self, account: _Account, measured: float, report: Report, now_s: float) -> None:
         """Move the line to where the counters have it, as far as entries that are not over leave it in doubt."""
         believed = account.position(now_s)
         measured = min(float(account.sent), max(measured, self._beyond_doubt(account)))
         if measured >= believed:
             account.place(measured, now_s)
             return
-        account.place((measured + believed) / 2, now_s)
+        account.place((measured + believed) / 2 if report.counts_late else measured, now_s)
+        waiting = int(report.waiting or 0)
         guessed = account.guessed
         while waiting and guessed and guessed[-1].end > measured:
             entry = guessed.pop()

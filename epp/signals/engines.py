@@ -49,9 +49,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", fo
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
-    """The families of one engine. Where several are named, the first that the page has counts."""
+    """The families of one engine. Where several are named, the first that the page has counts.
+
+    `counts_late`: `prompt_tokens` has a prompt when its answer ends, not when its first token is there.
+    """
 
     name: str
+    counts_late: bool = False
     waiting: tuple[Selector, ...] = ()
     running: tuple[Selector, ...] = ()
     kv_usage: tuple[Selector, ...] = ()
@@ -84,6 +88,7 @@ BUILT_IN: Mapping[str, Engine] = {
     ),
     "sglang": Engine(
         name="sglang",
+        counts_late=True,
         waiting=_specs("sglang:num_queue_reqs"),
         running=_specs("sglang:num_running_reqs"),
         kv_usage=_specs("sglang:token_usage"),
@@ -134,6 +139,7 @@ def engine(config: EngineConfig) -> Engine:
         num_blocks_label=config.cache_num_blocks_label_name,
         block_size=_specs(config.cache_block_size_spec),
         num_blocks=_specs(config.cache_num_blocks_spec),
+        counts_late=built_in.counts_late if built_in else False,
         prompt_tokens=built_in.prompt_tokens if built_in else (),
         cached_tokens=built_in.cached_tokens if built_in else (),
         custom=_custom(config.custom_metrics),
@@ -185,6 +191,7 @@ class PageReader:
             cache=self._cache(page),
             prompt_tokens_total=_total(_series(self._prompt_tokens, page)),
             cached_tokens_total=_total(_series(self._cached_tokens, page)),
+            counts_late=self.engine.counts_late,
             custom=self._customs(page) if self._custom else {},
         )
 

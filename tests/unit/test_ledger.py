@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from epp.endpoint import Endpoint, Endpoints, Report
-from epp.ledger import LEAST_RATE, LEAST_SAMPLE_TOKENS, MOST_RATE, SETTLE_S, START_RATE, Entry, Ledger, Mark
+from epp.ledger import LEAST_RATE, LEAST_SAMPLE_TOKENS, MOST_RATE, SETTLE_S, Entry, Ledger, Mark
+
+START_RATE = 10_000.0
 
 
 def endpoint(number: int, port: int = 8000) -> Endpoint:
@@ -20,15 +22,19 @@ def endpoint(number: int, port: int = 8000) -> Endpoint:
 def pool(size: int = 4) -> tuple[Endpoints, Ledger]:
     endpoints = Endpoints(capacity=2)
     endpoints.replace([endpoint(number) for number in range(size)])
-    return endpoints, Ledger(endpoints)
+    return endpoints, Ledger(endpoints, START_RATE)
 
 
 def tokens(endpoints: Endpoints, slot: int) -> float:
     return endpoints.in_flight_tokens.item(slot)
 
 
-def page(prompt: float, cached: float = 0.0, *, waiting: float = 0.0, running: float = 1.0) -> Report:
-    return Report(waiting=waiting, running=running, prompt_tokens_total=prompt, cached_tokens_total=cached)
+def page(
+    prompt: float, cached: float = 0.0, *, waiting: float = 0.0, running: float = 1.0, late: bool = False
+) -> Report:
+    return Report(
+        waiting=waiting, running=running, prompt_tokens_total=prompt, cached_tokens_total=cached, counts_late=late
+    )
 
 
 class Life:
@@ -192,7 +198,6 @@ def test_a_hidden_answer_drains_at_the_rate_first_come_first_served() -> None:
     for now_s in (5.9, 6.01, 7.9, 8.01):
         ledger.advance(now_s)
         seen.append(tokens(endpoints, 0))
-    assert START_RATE == 10_000
     assert seen == [30_000, 20_000, 20_000, 0]
     assert endpoints.in_flight.item(0) == 2
 
@@ -483,14 +488,15 @@ def test_idle_time_before_an_entry_behind_a_hidden_one_is_not_busy_time() -> Non
     assert ledger.prefill_rate(0) == pytest.approx(10_000, rel=0.01)
 
 
-def test_counters_behind_move_the_line_half_the_way() -> None:
+@pytest.mark.parametrize(("late", "done_s"), [(False, 4.0), (True, 3.5)])
+def test_counters_behind_move_the_line_back_half_the_way_where_they_count_late(late: bool, done_s: float) -> None:
     endpoints, ledger = pool()
-    ledger.reported(0, ledger.report_sent(0, 1.0), page(0), 1.0)
+    ledger.reported(0, ledger.report_sent(0, 1.0), page(0, late=late), 1.0)
     ledger.take(0, 20_000, 1.0, sees_body=False)
-    ledger.reported(0, ledger.report_sent(0, 2.0), page(0), 2.0)
-    ledger.advance(3.45)
+    ledger.reported(0, ledger.report_sent(0, 2.0), page(0, late=late), 2.0)
+    ledger.advance(done_s - 0.05)
     assert tokens(endpoints, 0) == 20_000
-    ledger.advance(3.55)
+    ledger.advance(done_s + 0.05)
     assert tokens(endpoints, 0) == 0
 
 
@@ -502,7 +508,7 @@ def test_counters_behind_raise_no_doubt_of_what_is_over() -> None:
     ledger.take(0, 10_000, 2.0, sees_body=False)
     ledger.release(over, 2.0)
     ledger.reported(0, ledger.report_sent(0, 2.5), page(0), 2.5)
-    ledger.advance(3.3)
+    ledger.advance(3.55)
     assert tokens(endpoints, 0) == 0
 
 

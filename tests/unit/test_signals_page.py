@@ -83,6 +83,7 @@ def test_ranks_of_one_server_add_up() -> None:
                 cache=CacheConfig(1, 120832),
                 prompt_tokens_total=8128902.0,
                 cached_tokens_total=61024.0,
+                counts_late=True,
             ),
         ),
         ("triton-tensorrt-llm", Report(waiting=4.0, running=8.0, kv_usage=0.25, cache=CacheConfig(64, 6400))),
