@@ -183,15 +183,16 @@ class PageReader:
         """
         if len(page) > MAX_PAGE_BYTES:
             return NOTHING
+        prompt_tokens = _total(_series(self._prompt_tokens, page))
         return Report(
             waiting=_total(_series(self._waiting, page)),
             running=_total(_series(self._running, page)),
             kv_usage=_mean_share(_series(self._kv_usage, page)),
             adapters=self._adapters(page),
             cache=self._cache(page),
-            prompt_tokens_total=_total(_series(self._prompt_tokens, page)),
+            prompt_tokens_total=prompt_tokens,
             cached_tokens_total=_total(_series(self._cached_tokens, page)),
-            counts_late=self.engine.counts_late,
+            counts_late=self.engine.counts_late and prompt_tokens is not None,
             custom=self._customs(page) if self._custom else {},
         )
 

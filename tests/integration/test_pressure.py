@@ -332,7 +332,10 @@ async def test_one_that_fills_the_queue_shuts_out_no_other_tenant(
 ) -> None:
     scene = started(await asyncio.to_thread(make_scene, 1), tmp_path, each=1, waiting=40)
     crowd = Crowd(scene, client, "late")
-    greedy = [crowd.ask("bronze", "greedy") for _ in range(60)]
+    greedy = [crowd.ask("bronze", "greedy")]
+    # A pool just begun has nobody for a moment, and refuses whom it has no place for by another name.
+    await until(lambda: len(crowd.served()) == 1)
+    greedy += [crowd.ask("bronze", "greedy") for _ in range(59)]
     await until(crowd.accounted)
     modest = [crowd.ask("bronze", "modest") for _ in range(15)]
     await until(crowd.accounted)

@@ -297,8 +297,13 @@ class TestBounds:
         taken, ended = desk.recording.take(2)
         assert isinstance(taken, Taken) and isinstance(ended, Ended)
         assert taken.size > taken.fingerprints.nbytes > 7000 and 0 < ended.size < 1000
-        desk.serve("hi", headers={"x-llm-d-inference-fairness-id": "x" * 50_000})
-        assert desk.recording.take(1)[0].size > 50_000
+        sizes = []
+        for length in (1, 200):
+            desk.serve("hi", headers={"x-llm-d-inference-fairness-id": "x" * length})
+            record, _ = desk.recording.take(2)
+            assert isinstance(record, Taken)
+            sizes.append(record.size)
+        assert sizes[1] - sizes[0] == 199
 
 
 class Shelf:
