@@ -151,7 +151,7 @@ def _p90(one: Standing, seeds: int) -> Estimate:
 def _told(value: Estimate) -> str:
     width = value.half_width
     shown = f"{value.mean:.3g}"
-    return f"{shown} ± {width:{'.0f' if width >= 10 else '.1g'}}" if width else shown
+    return f"{shown} ± {width:{'.0f' if width >= 9.5 else '.1g'}}" if width else shown
 
 
 def main(arguments: Sequence[str]) -> int:
