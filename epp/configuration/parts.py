@@ -24,12 +24,13 @@ class PrefixSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     With `auto_tune` an endpoint's capacity follows what it reports of its KV cache, and `lru_capacity_per_server` (in blocks)
     stands in until it does. Prompts are indexed up to `max_prefix_tokens_to_match`, or `max_prefix_blocks_to_match` where that is 0;
-    both 0 is without bound. Blocks are 64 tokens; `block_size_tokens` is accepted and changes nothing.
+    both 0 is without bound. The Go picker's 131,072 tokens took a server that has the beginning of a longer session for one that
+    has all of it. Blocks are 64 tokens; `block_size_tokens` is accepted and changes nothing.
     """
 
     auto_tune: bool = True
     block_size_tokens: Count = 16
-    max_prefix_tokens_to_match: NotNegativeCount = 131072
+    max_prefix_tokens_to_match: NotNegativeCount = 524288
     max_prefix_blocks_to_match: NotNegativeCount = 2048
     lru_capacity_per_server: Count = 31250
 
