@@ -220,7 +220,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("parameters", "blocks"),
         [
-            ("", 2048),
+            ("", 8192),
             ("maxPrefixTokensToMatch: 640", 10),
             ("maxPrefixTokensToMatch: 0, maxPrefixBlocksToMatch: 7", 7),
         ],
