@@ -44,6 +44,12 @@ def with_modes(request: str, response: str, trailers: str) -> Callable[[dict[str
         ext_proc = next(f for f in manager["http_filters"] if f["name"] == "envoy.filters.http.ext_proc")
         modes = ext_proc["typed_config"]["processing_mode"]
         modes.update(request_body_mode=request, response_body_mode=response, response_trailer_mode=trailers)
+        if request == "STREAMED":
+            # With a retry policy Envoy passes a body on twice in this mode: envoyproxy/envoy issue 36119.
+            for host in manager["route_config"]["virtual_hosts"]:
+                host.pop("retry_policy", None)
+                for route in host["routes"]:
+                    route.get("route", {}).pop("retry_policy", None)
 
     return edit
 
@@ -111,14 +117,14 @@ class TestEveryMode:
 
     def test_request_trailers_end_a_body(self, scenes: Callable[[str], Scene], mode: str) -> None:
         scene = scenes(mode)
-        body = json.dumps(CHAT).encode()
+        body = json.dumps(CHAT | {"user": "with trailers"}).encode()
         with socket.create_connection(("127.0.0.1", scene.port), timeout=PATIENCE_S) as client:
             head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             client.sendall(f"{head}transfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n".encode())
             client.sendall(b"%x\r\n%s\r\n0\r\nx-sum: 1\r\n\r\n" % (len(body), body))
             answer = read_until(client, b"}}")
         assert b"HTTP/1.1 200" in answer
-        assert any(origin.received and origin.received[-1].body == body for origin in scene.origins)
+        assert body in [got.body for origin in scene.origins for got in origin.received]
 
     def test_nothing_stays_in_flight(self, scenes: Callable[[str], Scene], mode: str) -> None:
         scene = scenes(mode)
