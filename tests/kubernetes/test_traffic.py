@@ -19,6 +19,8 @@ from tests.kubernetes.conftest import Watching, a_pool, until
 from tests.kubernetes.relay import Relay
 
 QUIET_S = 0.3
+GRACE_S = 1.0
+"""How long a pod still answers once the picker has dropped it: longer than Envoy takes to read the endpoints' file."""
 
 
 class Fleet:
@@ -47,6 +49,7 @@ class Fleet:
 
     def vanish(self, name: str) -> None:
         """The end of the grace period."""
+        time.sleep(GRACE_S)
         self.origins.pop(name).close()
         self.cluster.delete(self.pods.pop(name), grace_s=0)
 
