@@ -17,7 +17,7 @@ least and waits longest."""
 
 LEAST_WAIT_MULTIPLE = 2.0
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
-"""Between these a float counts tokens by weight exactly enough for years."""
+"""Far beyond these a float would lose count of a flow's tokens."""
 
 BAND_BYTES = 1_000_000_000
 """What a band may hold where nobody says: as the Go picker's."""
