@@ -1,6 +1,6 @@
 """The picker's request path without sockets and without Envoy: the same bytes every time, and a fake transport.
 
-    python -m bench.cost.inside [--endpoints N] [--prompt-bytes N] [--lean] [--events N] [--profile] [--parts]
+    python -m bench.cost.inside [--endpoints N] [--prompt-bytes N] [--lean] [--traced] [--events N] [--profile] [--parts]
 
 Prints microseconds per request, the least of several rounds; with `--profile` also where they go, by cProfile, and with `--parts` by a
 clock around the doors of each part, which sees calls into C as well. The tests count work with it: calls, bytes, writes.
@@ -18,6 +18,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any, cast
+
+import hpack
 
 from bench.cost import wire
 from epp import dispatcher
@@ -118,7 +120,7 @@ def _sheddable() -> InForce:
 
 
 class Inside:
-    """One connection into a picker with the default policy. Must be made in a running loop.
+    """One connection into a picker with the default policy. Must be made in a running loop. `traced` calls have each an id.
 
     With `sheddable` an object gives every request priority -1; with `evicts_running` as well, flow control may end it.
     """
@@ -128,6 +130,7 @@ class Inside:
         *,
         endpoint_count: int = 8,
         lean: bool = False,
+        traced: bool = False,
         flow_control: bool = False,
         sheddable: bool = False,
         evicts_running: bool = False,
@@ -156,6 +159,8 @@ class Inside:
         self.server = Http2Server({PROCESS: open_session(picks, clock, modes, Refusing())})
         self.wire = Wire()
         self.lean = lean
+        self.traced = traced
+        self._encoder = hpack.Encoder()
         self._link = _Link(self.server, asyncio.get_running_loop())
         self._link.connection_made(cast(asyncio.Transport, self.wire))
         self._link.data_received(wire.greeting())
@@ -173,7 +178,8 @@ class Inside:
         """What the next request's reads from the socket will be, in order. Stream numbers are used up."""
         stream_id, self._next = self._next, self._next + 2
         request_id = f"bd96b535-3ce7-49c4-8106-{stream_id:012x}"
-        start = wire.request_start(stream_id, request_id, len(body), wire.LEAN if self.lean else wire.FULL_DUPLEX)
+        call = wire.call(self._encoder, f"00-{stream_id:032x}-{stream_id:016x}-01" if self.traced else "")
+        start = wire.request_start(call, stream_id, request_id, len(body), wire.LEAN if self.lean else wire.FULL_DUPLEX)
         answer = wire.response_start(stream_id, "text/event-stream" if events else "application/json")
         if self.lean:
             return [start + wire.whole_request_body(stream_id, body), answer, wire.done(stream_id)]
@@ -263,7 +269,7 @@ def _timed(function: Callable[..., Any], taken: list[float]) -> Callable[..., An
 
 
 async def _main(args: argparse.Namespace) -> None:
-    inside = Inside(endpoint_count=args.endpoints, lean=args.lean)
+    inside = Inside(endpoint_count=args.endpoints, lean=args.lean, traced=args.traced)
     count = 400 if args.prompt_bytes < 50_000 else 40
     bodies = [wire.chat(args.prompt_bytes, number, stream=args.events > 0) for number in range(count)]
     measure(inside, bodies, args.events, 2)
@@ -292,6 +298,7 @@ def main() -> int:
     parser.add_argument("--endpoints", type=int, default=8)
     parser.add_argument("--prompt-bytes", type=int, default=2400)
     parser.add_argument("--lean", action="store_true")
+    parser.add_argument("--traced", action="store_true")
     parser.add_argument("--events", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--profile", action="store_true")

@@ -9,6 +9,7 @@ import json
 import struct
 from collections.abc import Iterator
 
+import hpack
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -24,12 +25,14 @@ FULL_DUPLEX, LEAN = b"Z\x04\x08\x04\x10\x04", b"Z\x04\x08\x03\x10\x00"
 _CALL_HEADERS = (
     (":method", "POST"),
     (":scheme", "http"),
-    (":path", "/envoy.service.ext_proc.v3.ExternalProcessor/Process"),
+    # Never put into the table.
+    (":path", "/envoy.service.ext_proc.v3.ExternalProcessor/Process", True),
     (":authority", "picker"),
     ("te", "trailers"),
     ("content-type", "application/grpc"),
     ("x-envoy-internal", "true"),
     ("x-forwarded-for", "10.0.0.2"),
+    ("x-envoy-expected-rq-timeout-ms", "10"),
 )
 
 
@@ -45,11 +48,21 @@ def more_room(count: int) -> bytes:
     return _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">L", count))
 
 
-def request_start(stream_id: int, request_id: str, body_bytes: int, modes: bytes) -> bytes:
-    """The call, and the message with the request's headers."""
+def call(encoder: hpack.Encoder, traceparent: str = "") -> bytes:
+    """The header block of a connection's next call, by the connection's encoder: all but the path is in its table after the first.
+
+    Where Envoy traces, each call has a `traceparent` of its own, which goes into the table as well.
+    """
+    trace = (("traceparent", traceparent), ("tracestate", "")) if traceparent else ()
+    block: bytes = encoder.encode((*_CALL_HEADERS, *trace))
+    return block
+
+
+def request_start(call: bytes, stream_id: int, request_id: str, body_bytes: int, modes: bytes) -> bytes:
+    """The call by its header block, and the message with the request's headers."""
     message = pb.ProcessingRequest()
     _put(message.request_headers.headers, _request_headers(request_id, body_bytes))
-    return _frame(_HEADERS, 4, stream_id, _block()) + _message(
+    return _frame(_HEADERS, 4, stream_id, call) + _message(
         stream_id, message.SerializeToString() + _NO_METADATA + modes
     )
 
@@ -134,11 +147,3 @@ def _message(stream_id: int, message: bytes) -> bytes:
 
 def _frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
     return _FRAME.pack(len(payload) << 8 | kind, flags, stream_id) + payload
-
-
-def _block() -> bytes:
-    """Literals without indexing, new names."""
-    out = b""
-    for name, value in _CALL_HEADERS:
-        out += b"\x00" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
-    return out

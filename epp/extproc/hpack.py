@@ -1,20 +1,31 @@
-"""HPACK (RFC 7541) for a decoder that announced a table of size 0: each field then means the same wherever it stands.
+"""HPACK (RFC 7541), the half of it that a server needs: header blocks into fields, with the table of 4,096 bytes of HTTP/2.
 
-So a field is remembered by its bytes, and only values that change from call to call, such as trace ids, are decoded: 28 µs
-for Envoy's block with a fresh `traceparent`, where the general decoder took 131 µs in the same run.
+Envoy refers to the table for all but the path, and puts into it what it has not said before. A block with a fresh `traceparent` takes
+9 µs; the library that the tests hold this against takes 40.
 """
 
 from __future__ import annotations
+
+import functools
+from collections import deque
 
 from hpack.huffman_table import HUFFMAN_COMPLETE, HUFFMAN_EMIT_SYMBOL, HUFFMAN_FAIL, HUFFMAN_TABLE
 from hpack.table import HeaderTable
 
 Field = tuple[bytes, bytes]
 
-REMEMBERED_FIELDS = 512
-REMEMBERED_FIELD_BYTES = 128
+TABLE_BYTES = 4096
+"""What a client may assume of us unless we announce something else (RFC 9113, section 6.5.2). We announce nothing else: clients
+use a table of this size before they have heard of any other, and some ever after."""
+
 FIELD_OVERHEAD = 32
-"""What a field counts beyond its octets (RFC 9113, section 6.5.2)."""
+"""What a field counts beyond its octets, in the table (section 4.1) as in a list (RFC 9113, section 6.5.2)."""
+
+MAX_UPDATES = 64
+"""Table size updates at the start of a block. Two say all (section 4.2), but encoders may repeat every change that was made; a block
+of 64 KiB of nothing else would take 30 ms."""
+
+REMEMBERED_STRING_BYTES = 128
 
 _STATIC: tuple[Field, ...] = (*HeaderTable.STATIC_TABLE,)
 
@@ -27,73 +38,91 @@ class TooLarge(HpackError):
     """The fields add up to more than the limit."""
 
 
-class StatelessDecoder:
-    """Decodes blocks of a client whose dynamic table is empty and stays so. `max_list_bytes` limits one list of fields."""
+class Decoder:
+    """Decodes the blocks of one connection, in the order they came. `max_list_bytes` limits one list of fields.
+
+    `changes` counts what changed the table, or may have: a block that leaves it as it was means the same as long as it stays so.
+    `list_bytes` is what the fields of the last block count.
+    """
 
     def __init__(self, max_list_bytes: int) -> None:
         self._max_list_bytes = max_list_bytes
-        self._remembered: dict[bytes, Field] = {}
+        self._table: deque[Field] = deque()
+        self._room = self._size = TABLE_BYTES
+        self.changes = 0
+        self.list_bytes = 0
 
     def decode(self, block: bytes) -> list[Field]:
-        """The fields in order, names and values as sent. Raises HpackError."""
+        """The fields in order, names and values as sent. After an HpackError there is no other call."""
         fields: list[Field] = []
-        position = 0
+        table = self._table
+        position = updates = 0
         room = self._max_list_bytes
         try:
             while position < len(block):
                 first = block[position]
-                if first & 0x80:
+                if 0xBD < first < 0xFF:
+                    # Most of a block: an entry of the table by one byte.
+                    field = table[first - 0xBE]
+                    position += 1
+                elif first & 0x80:
                     index, position = _integer(block, position, 0x7F)
-                    field = _STATIC[index - 1] if index else _unknown_index()
-                elif first & 0xE0 == 0x20:
-                    position = _table_size(block, position, not fields)
+                    field = self._entry(index)
+                elif first & 0x40:
+                    field, position = self._literal(block, position, 0x3F)
+                    self._insert(field)
+                elif first & 0x20:
+                    updates += 1
+                    if fields or updates > MAX_UPDATES:
+                        raise HpackError("table size update after a field, or too many")
+                    size, position = _integer(block, position, 0x1F)
+                    self._resize(size)
                     continue
                 else:
-                    field, position = self._literal(block, position, 0x3F if first & 0x40 else 0x0F)
+                    field, position = self._literal(block, position, 0x0F)
                 room -= len(field[0]) + len(field[1]) + FIELD_OVERHEAD
                 if room < 0:
                     raise TooLarge(f"header list larger than {self._max_list_bytes} bytes")
                 fields.append(field)
         except IndexError:
             raise HpackError("header block is cut short or refers to an entry that is not there") from None
+        self.list_bytes = self._max_list_bytes - room
         return fields
 
-    def _literal(self, block: bytes, start: int, mask: int) -> tuple[Field, int]:
-        index, position = _integer(block, start, mask)
-        name_at = position
+    def _entry(self, index: int) -> Field:
+        if index > len(_STATIC):
+            return self._table[index - len(_STATIC) - 1]
         if not index:
-            length, position = _integer(block, position, 0x7F)
-            position += length
-        value_at = position
-        length, position = _integer(block, position, 0x7F)
-        position += length
-        if position > len(block):
-            raise HpackError("header block is cut short")
-        encoded = block[start:position]
-        field = self._remembered.get(encoded)
-        if field is None:
-            name = _STATIC[index - 1][0] if index else _string(block, name_at)
-            field = (name, _string(block, value_at))
-            self._remember(encoded, field)
-        return field, position
+            raise HpackError("index 0")
+        return _STATIC[index - 1]
 
-    def _remember(self, encoded: bytes, field: Field) -> None:
-        if len(encoded) > REMEMBERED_FIELD_BYTES:
-            return
-        if len(self._remembered) >= REMEMBERED_FIELDS:
-            self._remembered.clear()
-        self._remembered[encoded] = field
+    def _literal(self, block: bytes, position: int, mask: int) -> tuple[Field, int]:
+        index, position = _integer(block, position, mask)
+        if index:
+            name = self._entry(index)[0]
+        else:
+            name, position = _string(block, position)
+        value, position = _string(block, position)
+        return (name, value), position
 
+    def _insert(self, field: Field) -> None:
+        self.changes += 1
+        self._table.appendleft(field)
+        self._room -= len(field[0]) + len(field[1]) + FIELD_OVERHEAD
+        self._evict()
 
-def _unknown_index() -> Field:
-    raise HpackError("index 0")
+    def _resize(self, size: int) -> None:
+        if size > TABLE_BYTES:
+            raise HpackError("table size update to more than was announced")
+        self.changes += 1
+        self._room += size - self._size
+        self._size = size
+        self._evict()
 
-
-def _table_size(block: bytes, position: int, first: bool) -> int:
-    size, position = _integer(block, position, 0x1F)
-    if size or not first:
-        raise HpackError("table size update to more than was announced, or after a field")
-    return position
+    def _evict(self) -> None:
+        while self._room < 0:
+            name, value = self._table.pop()
+            self._room += len(name) + len(value) + FIELD_OVERHEAD
 
 
 def _integer(block: bytes, position: int, mask: int) -> tuple[int, int]:
@@ -111,11 +140,15 @@ def _integer(block: bytes, position: int, mask: int) -> tuple[int, int]:
     raise HpackError("integer too large")
 
 
-def _string(block: bytes, position: int) -> bytes:
-    huffman = block[position] & 0x80
-    length, position = _integer(block, position, 0x7F)
-    data = block[position : position + length]
-    return unhuffman(data) if huffman else data
+def _string(block: bytes, position: int) -> tuple[bytes, int]:
+    length, start = _integer(block, position, 0x7F)
+    stop = start + length
+    if stop > len(block):
+        raise HpackError("header block is cut short")
+    data = block[start:stop]
+    if not block[position] & 0x80:
+        return data, stop
+    return (unhuffman if length > REMEMBERED_STRING_BYTES else _remembered)(data), stop
 
 
 _STEPS: dict[int, tuple[bytes, int, bool]] = {}
@@ -137,6 +170,10 @@ def unhuffman(data: bytes) -> bytes:
     if not complete:
         raise HpackError("Huffman string ends inside a symbol")
     return bytes(out)
+
+
+_remembered = functools.lru_cache(256)(unhuffman)
+"""A string means the same on every connection. Envoy sends the path of each call in full: 0.2 µs instead of 5."""
 
 
 def _step(state: int, byte: int) -> tuple[bytes, int, bool]:

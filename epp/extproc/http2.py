@@ -2,8 +2,8 @@
 
 No I/O and no clock. The owner feeds `receive`, acts on its events through `send` and `close`, and writes what
 `take_output` returns, once per read. Responses need no HPACK encoder: their header blocks are constants made of static
-table entries and literals. Requests need almost no decoder: the announced header table has size 0, so a block's meaning
-depends on its bytes alone, and a block seen before is looked up (`Limits.remembered_blocks`).
+table entries and literals. Requests need almost no decoder: clients say the same of every call, so that a block by reference
+follows another just like it, and is looked up (`Limits.remembered_blocks`).
 """
 
 from __future__ import annotations
@@ -92,21 +92,19 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Credit for all streams together, at least HTTP/2's 65,535; Envoy multiplexes all requests of a worker over one connection."""
     max_frame_bytes: int = DEFAULT_FRAME
     """Announced; HTTP/2 allows 16 KiB to 16 MiB. A frame is held until it is whole, and Envoy sends none above 16 KiB."""
-    header_table_bytes: int = 0
-    """Announced. With 0 the client compresses nothing by reference, so that blocks can be remembered by their bytes."""
     max_header_list_bytes: int = 64 * 1024
     """Announced, and the limit on an encoded block too. Envoy forwards at most 60 KiB of request headers by default."""
     max_continuations: int = 16
     """CONTINUATION frames of one block: a block of the largest size in frames of 4 KiB."""
-    remembered_blocks: int = 64
-    """Decoded blocks kept per connection. Envoy's differ little from stream to stream: 2 of 26,627 were new."""
+    remembered_blocks: int = 16
+    """Decoded blocks kept per connection, until the client's table changes. Envoy says the same of every call, but for trace ids."""
     remembered_block_bytes: int = 1024
     """Larger blocks are not kept: with their parsed form they would let a peer pin memory."""
     chatter_burst: int = 10_000
     """Frames that ask for work and bring no message (PING, SETTINGS, PRIORITY, empty DATA and empty messages, a reset
     before any message, WINDOW_UPDATE beyond what our answers call for, unknown types, errors) tolerated at once; beyond
-    that the connection ends with ENHANCE_YOUR_CALM. What costs more counts for more: a header block for nothing one more
-    for each KiB, SETTINGS one more for each 16 of them, a changed initial window one more for each 100 open streams."""
+    that the connection ends with ENHANCE_YOUR_CALM. What costs more counts for more: header fields for nothing one more
+    for each KiB of their list, SETTINGS one more for each 16 of them, a changed initial window one more for each 100 open streams."""
     chatter_per_s: float = 1_000.0
     """Rate at which that allowance comes back: about 0.2 % of a core, far above keep-alive and bandwidth probes."""
     answer_bytes_per_update: int = 64
@@ -169,7 +167,6 @@ class _Stream(msgspec.Struct):
     receivable: int
     sendable: int
     body_left: int | None
-    block_bytes: int
     buffer: bytearray | None = None
     queue: deque[memoryview] | None = None
     queued: int = 0
@@ -205,7 +202,6 @@ class Connection:
         self._failed = False
 
         self._blocks = CallReader(
-            table_bytes=limits.header_table_bytes,
             max_list_bytes=limits.max_header_list_bytes,
             remembered_blocks=limits.remembered_blocks,
             remembered_block_bytes=limits.remembered_block_bytes,
@@ -602,17 +598,14 @@ class Connection:
             self._block_out_of_place(stream_id, block)
             return
         self._last_id = stream_id
-        blocks = self._blocks
-        call = blocks.remembered.get(block) if blocks.stateless else None
+        call = self._blocks.remembered.get(block)
         if call is None:
             call = self._read_call(stream_id, block)
         if stream_id > self._refused_from:
             raise StreamFault(stream_id, Code.REFUSED_STREAM)
         if len(self._streams) >= self._limits.max_concurrent_streams:
             raise StreamFault(stream_id, Code.REFUSED_STREAM, "max_concurrent_streams")
-        stream = _Stream(
-            stream_id, call, self._limits.stream_window_bytes, self._peer_window, call.body_bytes, len(block)
-        )
+        stream = _Stream(stream_id, call, self._limits.stream_window_bytes, self._peer_window, call.body_bytes)
         self._streams[stream_id] = stream
         if call.http_status == 200:
             events.append(Opened(stream_id, call.path, call.timeout_s))
@@ -637,8 +630,8 @@ class Connection:
 
     def _block_out_of_place(self, stream_id: int, block: bytes) -> None:
         """A header block on a stream that is over. One in flight when we closed is no error, but feeds the decoder."""
-        self._spend_chatter(1 + len(block) // 1024)
         self._read_fields(block)
+        self._spend_chatter(1 + self._blocks.list_bytes // 1024)
         if stream_id in self._ended_by_peer:
             raise ConnectionFault(Code.STREAM_CLOSED, "HEADERS on a closed stream")
         if stream_id not in self._abandoned:
@@ -656,7 +649,7 @@ class Connection:
         try:
             return self._blocks.call(block)
         except Malformed:
-            self._spend_chatter(len(block) // 1024)
+            self._spend_chatter(self._blocks.list_bytes // 1024)
             raise StreamFault(stream_id, Code.PROTOCOL_ERROR) from None
         except TooLarge as error:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error), "max_header_list_bytes") from None
@@ -679,7 +672,7 @@ class Connection:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
         stream = self._streams.get(stream_id)
         if stream is None or not stream.heard:
-            self._spend_chatter(1 if stream is None else 1 + stream.block_bytes // 1024)
+            self._spend_chatter(1 if stream is None else 1 + stream.call.list_bytes // 1024)
         if stream is not None:
             stream.remote_done = True
             self._lose(stream, events)
@@ -691,7 +684,6 @@ class Connection:
         if flags & ACK:
             if payload:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
-            self._blocks.acknowledged()
             return
         if len(payload) % 6:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes")
@@ -1011,7 +1003,6 @@ _ON_FRAME: dict[int, Callable[[Connection, int, int, bytes, list[Event]], None]]
 
 def _settings(limits: Limits) -> tuple[tuple[int, int], ...]:
     return (
-        (HEADER_TABLE_SIZE, limits.header_table_bytes),
         (MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams),
         (INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
         (MAX_FRAME_SIZE, limits.max_frame_bytes),

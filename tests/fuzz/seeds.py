@@ -37,6 +37,20 @@ def _block(*extra: tuple[str, str], huffman: bool = True) -> bytes:
     return encoder.encode([*FIELDS, *extra], huffman=huffman)
 
 
+def _blocks(*, huffman: bool = True) -> list[bytes]:
+    """Of one connection, as Envoy would say them: the first fills the table, the next refers to it, the last is called by another id."""
+    encoder = hpack.Encoder()
+    calls = [FIELDS, FIELDS, [*FIELDS, ("traceparent", "00-1")], FIELDS, [*FIELDS, ("traceparent", "00-2")]]
+    return [encoder.encode(fields, huffman=huffman) for fields in calls]
+
+
+def _header_blocks() -> list[bytes]:
+    apart = [_block(), _block(), _block(("grpc-encoding", "gzip"), ("content-length", "7"))]
+    updates = [b"\x20" + apart[0], b"\x20\x3f\xe1\x1f" + _blocks()[0], _blocks()[1], b"\x3e" + apart[1]]
+    lists = (_blocks(), _blocks(huffman=False), apart, updates)
+    return [b"".join(bytes((len(block),)) + block for block in blocks) for blocks in lists]
+
+
 def _http2() -> list[bytes]:
     call = frame(1, 4, 1, _block())
     halves = _block(huffman=False)
@@ -54,6 +68,7 @@ def _http2() -> list[bytes]:
         b"\1" + frame(6, 0, 0, bytes(8)) + frame(2, 0, 9, bytes(5)) + frame(7, 0, 0, bytes(8)) + frame(200, 1, 3, b"?"),
         b"\1" + call + frame(0, 0, 1, framed(b"m")) + frame(1, 5, 1, _block()[:0]),
         b"\1" + b"".join(frame(1, 5, 2 * number + 1, _block()) for number in range(7)),
+        b"\1" + b"".join(frame(1, 5, 2 * number + 1, block) for number, block in enumerate(_blocks())),
     ]
 
 
@@ -151,11 +166,7 @@ def _endpoints() -> list[bytes]:
 
 SEEDS: dict[str, Callable[[], Sequence[bytes]]] = {
     "http2": _http2,
-    "header_block": lambda: [
-        _block(),
-        _block(huffman=False),
-        _block(("grpc-encoding", "gzip"), ("content-length", "7")),
-    ],
+    "header_block": _header_blocks,
     "message": _messages,
     "exchange": _exchanges,
     "request": _requests,

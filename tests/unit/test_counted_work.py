@@ -87,6 +87,16 @@ class TestCalls:
         assert calls["python"] / REQUESTS <= 202
         assert calls["c"] / REQUESTS <= 252
 
+    async def test_of_reading_a_call_by_its_header_block(self, inside: Inside) -> None:
+        traced = Inside(traced=True, clock=lambda: 100.0)
+        without, calls = counted(inside, SMALL), counted(traced, SMALL)
+        traced.close()
+        assert without["Decoder.decode"] == without["read_call"] == 0
+        # Of a call with an id of its own the id is decoded, and the rest is looked up or referred to.
+        assert calls["Decoder.decode"] == calls["unhuffman"] == REQUESTS
+        assert (calls["python"] - without["python"]) / REQUESTS <= 35
+        assert (calls["c"] - without["c"]) / REQUESTS <= 125
+
     async def test_hardly_grow_with_the_prompt(self, inside: Inside) -> None:
         small, large = counted(inside, SMALL), counted(inside, 100_000)
         assert (large["python"] - small["python"]) / REQUESTS <= 66

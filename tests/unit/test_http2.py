@@ -524,62 +524,58 @@ def test_streams_that_wait_for_the_connection_take_turns() -> None:
     assert peer.bodies[small] == framed(bytes(10))
 
 
-def test_blocks_are_read_by_the_library_only_when_new() -> None:
-    ours, encoder = hello()
-    block = encoder.encode(HEADERS)
-    assert block[:1] == b"\x20"
-    ours.receive(frame(1, 4, 1, block), 0.0)
-    block = encoder.encode(HEADERS)
-    ours.receive(frame(1, 4, 3, block), 0.0)
-    ours._blocks._stateless_decoder = None  # type: ignore[assignment]  # whoever decodes now, fails
-    assert ours.receive(frame(1, 4, 5, block), 0.0) == [Opened(5, PATH, None)]
+def test_blocks_are_read_only_when_new() -> None:
+    peer = Peer()
+    for _ in range(2):
+        peer.open()
+        peer.turn()
+    peer.ours._blocks._decoder = None  # type: ignore[assignment]  # whoever decodes now, fails
+    stream_id = peer.open()
+    assert peer.turn() == [Opened(stream_id, PATH, None)]
 
 
-def test_a_block_that_leans_on_the_clients_table_is_read_each_time() -> None:
-    """Before a client has seen our SETTINGS it may fill a table; the same bytes then mean different things."""
-    peer = Peer(Limits(header_table_bytes=4096))
-    paths = ["/a", "/b", "/a", "/b", "/a"]
+def test_a_block_by_reference_is_read_again_when_the_table_has_changed() -> None:
+    """Calls by turns to two paths that stand in the same place of the table: their blocks are alike."""
+    peer = Peer()
     encoder = peer.h2.encoder
-    seen = []
-    for path in paths:
+    seen: list[str] = []
+    for path in ("/a", "/b", "/a", "/b", "/a"):
         encoder.header_table_size = 0
         encoder.header_table_size = 4096
-        stream_id: int = peer.h2.get_next_available_stream_id()
-        peer.h2.send_headers(stream_id, [(name, path if name == ":path" else value) for name, value in HEADERS])
-        again: int = peer.h2.get_next_available_stream_id()
-        peer.h2.send_headers(again, [(name, path if name == ":path" else value) for name, value in HEADERS])
+        for _ in range(3):
+            stream_id: int = peer.h2.get_next_available_stream_id()
+            peer.h2.send_headers(stream_id, [(name, path if name == ":path" else value) for name, value in HEADERS])
         seen += [event.path for event in peer.turn() if isinstance(event, Opened)]
-    assert seen == [path for path in paths for _ in range(2)]
+    assert seen == [path for path in ("/a", "/b", "/a", "/b", "/a") for _ in range(3)]
 
 
-def test_a_block_remembered_before_the_client_filled_a_table_is_read_again() -> None:
-    """Skipping it would leave our copy of the table behind the client's."""
-    ours = Connection(Limits(header_table_bytes=4096))
-    encoder = hpack.Encoder()
-    encoder.header_table_size = 0
-    first, block = encoder.encode(HEADERS), encoder.encode(HEADERS)
-    other = hpack.Encoder().encode([(name, "/other" if name == ":path" else value) for name, value in HEADERS])
-    by_reference = b"\x83\x86\xc1\xc0\xbf\xbe"
-    opened = ours.receive(PREFACE + frame(4, 0, 0) + frame(4, 1, 0), 0.0)
-    for number, sent in enumerate((first, block, b"\x3f\xe1\x1f" + other, block, by_reference)):
-        opened += ours.receive(frame(1, 4, 2 * number + 1, sent), 0.0)
-    assert [event.path for event in opened if isinstance(event, Opened)] == [PATH, PATH, "/other", PATH, PATH]
+def test_whatever_becomes_of_a_block_its_fields_are_in_the_table() -> None:
+    ours, encoder = Connection(Limits(max_concurrent_streams=1)), hpack.Encoder()
+    ours.receive(PREFACE + frame(4, 0, 0), 0.0)
 
+    def says(stream_id: int, name: str, *call: tuple[str, str], end: bool = False) -> None:
+        ours.receive(frame(1, 4 + end, stream_id, encoder.encode([*call, (name, "1")])), 0.0)
 
-def test_a_block_by_reference_means_nothing_once_the_table_is_empty() -> None:
-    ours = Connection(Limits())
-    encoder = hpack.Encoder()
-    filling, by_reference = encoder.encode(HEADERS), encoder.encode(HEADERS)
-    opened = ours.receive(PREFACE + frame(4, 0, 0) + frame(1, 4, 1, filling) + frame(1, 4, 3, by_reference), 0.0)
-    assert [type(event) for event in opened] == [Opened, Opened]
-    ours.receive(frame(4, 1, 0) + frame(1, 4, 5, by_reference), 0.0)
-    assert goaway_code(ours.take_output()) == Code.COMPRESSION_ERROR
+    says(1, "x-opened", *HEADERS)
+    says(3, "x-refused", *HEADERS)
+    says(1, "x-trailer", end=True)
+    ours.close(1, 0)
+    says(5, "x-closed", *HEADERS)
+    ours.close(5, 0)
+    says(5, "x-late", end=True)
+    says(7, "x-malformed")
+    names = [one[0] for one in encoder.header_table.dynamic_entries if one[0].startswith(b"x-")]
+    assert len(names) == 6
+    block = encoder.encode([*HEADERS, *((name, "1") for name in names)])
+    assert block[-6:] == bytes((0xBE, 0xBF, 0xC0, 0xC1, 0xC2)) + block[-1:]
+    assert ours.receive(frame(1, 4, 9, block), 0.0) == [Opened(9, PATH, None)]
+    assert ours.metadata(9).keys() >= set(names)
 
 
 def test_remembered_blocks_are_bounded() -> None:
     ours, encoder = hello()
     for number in range(200):
-        block = encoder.encode([*HEADERS, ("x-request-id", str(number))])
+        block = encoder.encode([*((*one, True) for one in HEADERS), ("x-request-id", str(number), True)])
         ours.receive(frame(1, 4, 2 * number + 1, block) + frame(3, 0, 2 * number + 1, bytes(4)), 0.0)
     assert len(ours._blocks.remembered) == Limits().remembered_blocks
 

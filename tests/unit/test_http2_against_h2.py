@@ -152,17 +152,14 @@ class Client:
         self.next_id = 1
         self.open: dict[int, bytes] = {}
         self.done: list[int] = []
-        self.acknowledge()
+        self.put(hyper.SettingsFrame(0, flags=["ACK"]))
 
     def put(self, one: hyper.Frame) -> None:
         self.frames.append(one.serialize())
 
-    def acknowledge(self) -> None:
-        """Take the server's settings at some moment; until then the table has its default size."""
-        if self.draw(st.booleans()):
-            self.encoder.header_table_size = 0
-        self.put(hyper.SettingsFrame(0, flags=["ACK"]))
-        self.encoder.header_table_size = 0
+    def resize(self) -> None:
+        """Use less of the table, or all of it again."""
+        self.encoder.header_table_size = self.draw(st.sampled_from([0, 100, 1_000, 4_096]))
 
     def any_open(self) -> int | None:
         return self.draw(st.sampled_from(sorted(self.open))) if self.open else None
@@ -283,7 +280,7 @@ STEPS = [
         Client.reset,
         Client.credit,
     ),
-    *(Client.ping, Client.set, Client.prioritise, Client.unknown),
+    *(Client.ping, Client.set, Client.prioritise, Client.unknown, Client.resize),
 ]
 
 
