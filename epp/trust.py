@@ -26,6 +26,8 @@ log = logging.getLogger("epp.trust")
 LOOK_INTERVAL_S = 1.0
 """How often files are read again: two or three of a few KB, 0.1 ms in all."""
 
+EXT_PROC, METRICS = "ext_proc", "the metrics port"
+
 EXPIRY_NOTICE = datetime.timedelta(days=7)
 
 
@@ -40,15 +42,21 @@ class Trust:
         self._metrics = metrics
         self._every = Every(60.0)
         self._allowed = frozenset(settings.client_allowed_names)
-        self._followers: list[tuple[Path, tls.CertificateFollower]] = []
-        self._identity = self._own_identity() if settings.secure_serving else None
+        self._followers: dict[str, tls.Follower] = {}
+        self._expiry_s: float | None = None
+        if settings.secure_serving:
+            self._followers[EXT_PROC] = self._follower(settings.cert_path, settings.client_ca_file, "h2")
+            self._expiry_s = self._expiry(self._followers[EXT_PROC].terms.identity)
+        if settings.metrics_cert_dir is not None:
+            # Not HTTP/2, which Prometheus offers.
+            follower = self._follower(settings.metrics_cert_dir, settings.metrics_client_ca_file, "http/1.1")
+            self._followers[METRICS] = follower
         self.tokens = BearerTokens(settings.metrics_token_file) if settings.metrics_token_file else None
-        self._expiry_s = self._expiry(self._identity) if self._identity is not None else None
 
     @property
     def follows(self) -> bool:
         """Whether calling `look` now and then is of use."""
-        return bool(self._followers) or self.tokens is not None
+        return (self._settings.enable_cert_reload and bool(self._followers)) or self.tokens is not None
 
     @property
     def judge(self) -> Callable[[str, str], Awaitable[HTTPStatus]] | None:
@@ -66,41 +74,23 @@ class Trust:
         self, routes: Mapping[str, OpenSession], limits: Limits, on_limit: Callable[[str], None] | None = None
     ) -> Http2Server | AioServer:
         """The ext_proc server. Call once. `on_limit` is for `Http2Server`."""
-        settings, identity = self._settings, self._identity
+        settings, follower = self._settings, self._followers.get(EXT_PROC)
         admits = self.admits if settings.client_ca_file else None
-        if identity is None:
-            if settings.transport == "grpc.aio":
-                return AioServer(routes, limits)
-            return Http2Server(routes, limits, on_limit=on_limit)
-        context = tls.server_context(
-            identity, settings.tls_min_version, settings.tls_cipher_suites, settings.client_ca_file
-        )
-        follower = tls.CertificateFollower(context, settings.cert_path or Path(), identity)
-        if settings.cert_path and settings.enable_cert_reload:
-            self._followers.append((settings.cert_path, follower))
         if settings.transport == "grpc.aio":
-            credentials = tls.grpc_credentials(lambda: follower.served, settings.client_ca_file)
+            credentials = tls.grpc_credentials(lambda: follower.terms) if follower is not None else None
             return AioServer(routes, limits, credentials, admits)
-        return Http2Server(routes, limits, context, admits, on_limit)
+        return Http2Server(routes, limits, follower.context if follower is not None else None, admits, on_limit)
 
     def metrics_context(self) -> ssl.SSLContext | None:
-        """TLS of the observation port. Call once."""
-        settings = self._settings
-        if settings.metrics_cert_dir is None:
-            return None
-        identity = tls.read_identity(settings.metrics_cert_dir)
-        context = tls.server_context(
-            identity, settings.tls_min_version, settings.tls_cipher_suites, settings.metrics_client_ca_file
-        )
-        if settings.enable_cert_reload:
-            follower = tls.CertificateFollower(context, settings.metrics_cert_dir, identity)
-            self._followers.append((settings.metrics_cert_dir, follower))
-        return context
+        """TLS of the observation port."""
+        follower = self._followers.get(METRICS)
+        return follower.context if follower is not None else None
 
     def look(self) -> None:
         """Follow what has changed. What cannot be used is said, and the last good one stays."""
-        for directory, follower in self._followers:
-            self._look_at(directory, follower)
+        if self._settings.enable_cert_reload:
+            for port, follower in self._followers.items():
+                self._look_at(port, follower)
         try:
             if self.tokens is not None and self.tokens.look():
                 log.info("other tokens may read metrics now")
@@ -122,19 +112,35 @@ class Trust:
         text = "When the certificate of ext_proc ends, in seconds since 1970."
         return (Gauge("epp_certificate_expiry_timestamp_seconds", text, lambda: self._expiry_s or 0.0),)
 
-    def _own_identity(self) -> tls.Identity:
-        path = self._settings.cert_path
-        return tls.read_identity(path) if path else tls.self_signed(datetime.datetime.now(datetime.UTC))
+    def _follower(self, directory: Path | None, client_ca: Path | None, protocol: str) -> tls.Follower:
+        settings = self._settings
+        own = tls.self_signed(datetime.datetime.now(datetime.UTC)) if directory is None else None
 
-    def _look_at(self, directory: Path, follower: tls.CertificateFollower) -> None:
+        def read() -> tls.Terms:
+            identity = tls.read_identity(directory) if directory is not None else own
+            assert identity is not None
+            return tls.Terms(identity, tls.read_authorities(client_ca) if client_ca is not None else None)
+
+        def make(terms: tls.Terms) -> ssl.SSLContext:
+            return tls.server_context(terms, settings.tls_min_version, settings.tls_cipher_suites, protocol)
+
+        return tls.Follower(read, make)
+
+    def _look_at(self, port: str, follower: tls.Follower) -> None:
+        before = follower.terms
         try:
             if not follower.look():
                 return
-            log.info("serving a new certificate from %s", directory)
-            if directory == self._settings.cert_path:
-                self._expiry_s = self._expiry(follower.served)
         except tls.TlsError as error:
-            self._say_once_a_minute(str(directory), f"the last good certificate of {directory} stays: {error}")
+            self._say_once_a_minute(port, f"the last good certificates of {port} stay: {error}")
+            return
+        now = follower.terms
+        if now.authorities != before.authorities:
+            log.info("%s believes clients by other authorities", port)
+        if now.identity != before.identity:
+            log.info("%s shows a new certificate", port)
+            if port == EXT_PROC:
+                self._expiry_s = self._expiry(now.identity)
 
     def _expiry(self, identity: tls.Identity) -> float:
         """Seconds since 1970; says so where it is soon or over. Clients judge, not we: it is served all the same."""

@@ -325,7 +325,14 @@ FLAGS = (
         metavar="DIR",
         shown="a certificate made at the start",
     ),
-    Flag("enable-cert-reload", "TLS", "enable_cert_reload", BOOL, "Follow changes of --cert-path.", shown="false"),
+    Flag(
+        "enable-cert-reload",
+        "TLS",
+        "enable_cert_reload",
+        BOOL,
+        "Follow changes of --cert-path, --client-ca-file, --metrics-cert-dir and --metrics-client-ca-file.",
+        shown="false",
+    ),
     Flag(
         "tls-min-version",
         "TLS",

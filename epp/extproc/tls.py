@@ -1,4 +1,4 @@
-"""TLS for our ports: a certificate of our own making or one from a directory, followed while running."""
+"""TLS for our ports: a certificate of our own making or one from a directory, and the authorities of clients, followed while running."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import ssl
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import msgspec
@@ -55,6 +56,13 @@ class Identity(msgspec.Struct, frozen=True):
 
     certificate: bytes
     key: bytes
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What handshakes go by: whom we are, and the certificates (PEM) of those who sign our clients', None where clients show none."""
+
+    identity: Identity
+    authorities: bytes | None = None
 
 
 def self_signed(now: datetime.datetime, names: Iterable[str] = ("localhost",)) -> Identity:
@@ -103,27 +111,40 @@ def read_identity(directory: Path) -> Identity:
     return identity
 
 
-def server_context(
-    identity: Identity,
-    min_version: str = "VersionTLS12",
-    cipher_suites: Iterable[str] = (),
-    client_ca: Path | None = None,
-) -> ssl.SSLContext:
-    """A context for `Http2Server`: ALPN h2, no compression. With `client_ca` a client must show a certificate signed by it.
+def read_authorities(file: Path) -> bytes:
+    """The certificates (PEM) of those who sign clients'. Raises TlsError."""
+    try:
+        authorities = file.read_bytes()
+    except OSError as error:
+        raise TlsError(f"cannot read the client CA: {error}") from error
+    if b"-----BEGIN CERTIFICATE-----" not in authorities:
+        raise TlsError(f"the client CA {file} holds no certificate (PEM)")
+    return authorities
 
-    Raises TlsError for an unknown version or suite, or an identity that does not fit together.
+
+def server_context(
+    terms: Terms, min_version: str = "VersionTLS12", cipher_suites: Iterable[str] = (), protocol: str = "h2"
+) -> ssl.SSLContext:
+    """A context that negotiates `protocol` by ALPN, without compression. Clients have to show a certificate that one of the
+    authorities signed, where there are any.
+
+    Raises TlsError for an unknown version or suite, an identity that does not fit together, or authorities that are none.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if min_version not in VERSIONS:
         raise TlsError(f"unknown TLS version {min_version!r}; known are {', '.join(VERSIONS)}")
     context.minimum_version = VERSIONS[min_version]
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([protocol])
     suites = tuple(cipher_suites)
     if suites:
         context.set_ciphers(":".join(_openssl_names(suites)))
-    if client_ca is not None:
-        _require_clients(context, client_ca)
-    load(context, identity)
+    if terms.authorities is not None:
+        try:
+            context.load_verify_locations(cadata=terms.authorities.decode("ascii", "replace"))
+        except (ValueError, ssl.SSLError) as error:
+            raise TlsError(f"the client CA cannot be used: {error}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    load(context, terms.identity)
     return context
 
 
@@ -133,14 +154,6 @@ def _openssl_names(suites: Iterable[str]) -> list[str]:
         raise TlsError(f"unknown cipher suite {unknown[0]!r}; known are {', '.join(SUITES)}")
     # OpenSSL wants at least one name here; TLS 1.3 keeps its own three whatever the list says.
     return [SUITES[name] for name in suites if name in SUITES] or ["ECDHE+AESGCM"]
-
-
-def _require_clients(context: ssl.SSLContext, client_ca: Path) -> None:
-    try:
-        context.load_verify_locations(client_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise TlsError(f"cannot read the client CA {client_ca}: {error}") from error
-    context.verify_mode = ssl.CERT_REQUIRED
 
 
 def names_of(certificate: Mapping[str, object] | None) -> frozenset[str]:
@@ -181,52 +194,68 @@ def _as_file(secret: bytes) -> Iterator[str]:
 
 
 def load(context: ssl.SSLContext, identity: Identity) -> None:
-    """Serve `identity` from the next handshake on; connections made go on. Raises TlsError, the old one then stays."""
-    probe = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    """Have `context` show `identity`. Raises TlsError where its parts do not fit together."""
     with _as_file(identity.key + b"\n" + identity.certificate) as path:
         try:
-            # A pair that does not match would leave `context` with half of it.
-            probe.load_cert_chain(path)
             context.load_cert_chain(path)
         except (ssl.SSLError, ValueError) as error:
             raise TlsError(f"certificate and key do not fit together: {error}") from error
 
 
-class CertificateFollower:
-    """Reloads `directory` into `context` when its files have changed. The caller decides how often to `look`.
+class _Newest(ssl.SSLContext):
+    """For servers, which take one context for ever: each handshake goes by the one that is `newest` when it begins.
 
-    For `grpc_credentials`, which asks for `served` at each handshake, `context` only tells whether a new pair fits together.
+    Changing a context in place would not do. It forgets no authority, and takes clients back by session tickets whose
+    certificates it would not take any more.
     """
 
-    def __init__(self, context: ssl.SSLContext, directory: Path, served: Identity) -> None:
-        self._context = context
-        self._directory = directory
-        self._served = served
+    newest: ssl.SSLContext
+
+    def wrap_bio(self, *args: Any, **named: Any) -> ssl.SSLObject:
+        return self.newest.wrap_bio(*args, **named)
+
+
+class Follower:
+    """Terms that change: what `read` tells now and then, made a context by `make`. The caller decides how often to `look`.
+
+    `context` is for a server of ours; `grpc_credentials` asks for `terms` at each handshake. Connections made go on.
+    """
+
+    def __init__(self, read: Callable[[], Terms], make: Callable[[Terms], ssl.SSLContext]) -> None:
+        """Raises TlsError."""
+        self._read = read
+        self._make = make
+        self._terms = read()
+        self._context = _Newest(ssl.PROTOCOL_TLS_SERVER)
+        self._context.newest = make(self._terms)
 
     @property
-    def served(self) -> Identity:
-        return self._served
+    def terms(self) -> Terms:
+        return self._terms
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        return self._context
 
     def look(self) -> bool:
-        """True when a new identity is served from now on. Raises TlsError when what is there cannot be used; the last good
-        one stays."""
-        found = read_identity(self._directory)
-        if found == self._served:
+        """True when other terms hold from the next handshake on. Raises TlsError when what is there cannot be used; the last
+        good ones stay."""
+        found = self._read()
+        if found == self._terms:
             return False
-        load(self._context, found)
-        self._served = found
+        self._context.newest = self._make(found)
+        self._terms = found
         return True
 
 
-def grpc_credentials(served: Callable[[], Identity], client_ca: Path | None = None) -> grpc.ServerCredentials:
-    """Credentials for `AioServer`; `served` is asked at each handshake, from a thread of gRPC's. Raises TlsError."""
-    try:
-        roots = client_ca.read_bytes() if client_ca is not None else None
-    except OSError as error:
-        raise TlsError(f"cannot read the client CA: {error}") from error
+def grpc_credentials(terms: Callable[[], Terms]) -> grpc.ServerCredentials:
+    """Credentials for `AioServer`; `terms` is asked at each handshake, from a thread of gRPC's. Whether clients have to show
+    certificates is settled by the first."""
 
     def configuration() -> grpc.ServerCertificateConfiguration:
-        identity = served()
-        return grpc.ssl_server_certificate_configuration([(identity.key, identity.certificate)], roots)
+        now = terms()
+        return grpc.ssl_server_certificate_configuration(
+            [(now.identity.key, now.identity.certificate)], now.authorities
+        )
 
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, roots is not None)
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, terms().authorities is not None)

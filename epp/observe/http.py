@@ -85,12 +85,7 @@ class ObservationServer:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str | None, port: int, ssl: SSLContext | None = None) -> int:
-        """Listen on `host` (None: every interface) and return the port. Raises OSError where that cannot be.
-
-        With `ssl`, that context is told to negotiate HTTP/1.1: Prometheus would otherwise speak the HTTP/2 it offers.
-        """
-        if ssl is not None:
-            ssl.set_alpn_protocols(["http/1.1"])
+        """Listen on `host` (None: every interface) and return the port. Raises OSError where that cannot be."""
         self._server = await asyncio.start_server(self._connected, host, port, limit=MAX_HEAD_BYTES, ssl=ssl)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound

@@ -30,7 +30,7 @@ async def run(*command: str, **environment: str) -> tuple[int, str]:
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 async def test_every_case_passes(h2spec: Path, tmp_path: Path, secure: bool) -> None:
     identity = tls.self_signed(datetime.datetime.now(datetime.UTC))
-    context = tls.server_context(identity) if secure else None
+    context = tls.server_context(tls.Terms(identity)) if secure else None
     server = Http2Server({}, tls=context)
     port = await server.start("127.0.0.1", 0)
     report = tmp_path / "h2spec.xml"

@@ -230,7 +230,7 @@ async def test_over_tls_it_is_http_1_whatever_the_client_offers() -> None:
     client = ssl.create_default_context(cadata=identity.certificate.decode())
     client.set_alpn_protocols(["h2", "http/1.1"])
     server = ObservationServer(exposition().pieces, lambda: True)
-    port = await server.start("127.0.0.1", 0, tls.server_context(identity))
+    port = await server.start("127.0.0.1", 0, tls.server_context(tls.Terms(identity), protocol="http/1.1"))
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname="localhost")
     negotiated = writer.get_extra_info("ssl_object").selected_alpn_protocol()
     writer.write(get("/healthz", "connection: close"))

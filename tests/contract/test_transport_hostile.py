@@ -125,7 +125,7 @@ async def test_connections_beyond_the_limit_are_shut_at_once() -> None:
 
 async def test_a_stalled_tls_handshake_counts_as_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "GREETING_TIMEOUT_S", 3600.0)
-    context = tls.server_context(tls.self_signed(datetime.datetime.now(datetime.UTC)))
+    context = tls.server_context(tls.Terms(tls.self_signed(datetime.datetime.now(datetime.UTC))))
     server = Http2Server({}, Limits(max_connections=5), context)
     async with serving(server) as address:
         pairs = [await asyncio.open_connection(*address.split(":")) for _ in range(8)]
@@ -137,7 +137,7 @@ async def test_a_stalled_tls_handshake_counts_as_a_connection(monkeypatch: pytes
 
 async def test_a_stalled_tls_handshake_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "GREETING_TIMEOUT_S", 0.05)
-    context = tls.server_context(tls.self_signed(datetime.datetime.now(datetime.UTC)))
+    context = tls.server_context(tls.Terms(tls.self_signed(datetime.datetime.now(datetime.UTC))))
     server = Http2Server({}, Limits(), context)
     async with serving(server) as address:
         pairs = [await asyncio.open_connection(*address.split(":")) for _ in range(5)]
@@ -149,7 +149,7 @@ async def test_a_stalled_tls_handshake_is_timed(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_what_speaks_no_tls_is_shown_out_quietly(caplog: pytest.LogCaptureFixture) -> None:
-    context = tls.server_context(tls.self_signed(datetime.datetime.now(datetime.UTC)))
+    context = tls.server_context(tls.Terms(tls.self_signed(datetime.datetime.now(datetime.UTC))))
     server = Http2Server({}, Limits(), context)
     async with serving(server) as address:
         for opening in (b"GET / HTTP/1.1\r\n\r\n", HELLO, b"\x16\x03\x01\0\5hello", b""):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from epp.extproc.grpc_aio import AioServer
 from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
 from epp.extproc.transport import OpenSession
+from tests.certificates import Authority
 from tests.contract.transports import TRANSPORTS, Echo, Server, Talk, serving
 
 ECHO = "/test.Echo/Process"
@@ -26,24 +28,26 @@ def fresh(directory: Path) -> tls.Identity:
     return identity
 
 
-def channel(address: str, root: tls.Identity) -> aio.Channel:
+def channel(address: str, root: tls.Identity, shown: tls.Identity | None = None) -> aio.Channel:
     options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
-    return aio.secure_channel(address, grpc.ssl_channel_credentials(root.certificate), options=options)
+    own = (shown.key, shown.certificate) if shown is not None else (None, None)
+    credentials = grpc.ssl_channel_credentials(root.certificate, *own)
+    return aio.secure_channel(address, credentials, options=options)
+
+
+def server(transport: str, follower: tls.Follower, closings: list[bool]) -> Server:
+    routes: dict[str, OpenSession] = {ECHO: lambda stream: Echo(stream, closings)}
+    if transport == "http2":
+        return Http2Server(routes, Limits(), follower.context)
+    return AioServer(routes, Limits(), tls.grpc_credentials(lambda: follower.terms))
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_new_connections_see_a_new_certificate_and_open_calls_go_on(transport: str, tmp_path: Path) -> None:
     closings: list[bool] = []
-    routes: dict[str, OpenSession] = {ECHO: lambda stream: Echo(stream, closings)}
     first = fresh(tmp_path)
-    context = tls.server_context(first)
-    follower = tls.CertificateFollower(context, tmp_path, first)
-    server: Server = (
-        Http2Server(routes, Limits(), context)
-        if transport == "http2"
-        else AioServer(routes, Limits(), tls.grpc_credentials(lambda: follower.served))
-    )
-    async with serving(server) as address, channel(address, first) as before:
+    follower = tls.Follower(lambda: tls.Terms(tls.read_identity(tmp_path)), tls.server_context)
+    async with serving(server(transport, follower, closings)) as address, channel(address, first) as before:
         call = Talk(before, ECHO)
         await call.write(b"one")
         assert await call.read() == b"one"
@@ -51,14 +55,53 @@ async def test_new_connections_see_a_new_certificate_and_open_calls_go_on(transp
         second = fresh(tmp_path)
         assert follower.look()
         async with channel(address, second) as after:
-            other = Talk(after, ECHO)
-            await other.write(b"new")
-            assert await other.read() == b"new"
-            await other.half_close()
-            assert await other.code() is grpc.StatusCode.OK
+            assert await said(after) == b"new"
 
         await call.write(bytes(1_000_000))
         assert await call.read() == bytes(1_000_000)
         await call.half_close()
         assert await call.code() is grpc.StatusCode.OK
     assert closings == [True, True]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_new_connections_are_judged_by_new_authorities_and_open_calls_go_on(
+    transport: str, tmp_path: Path
+) -> None:
+    own = fresh(tmp_path)
+    authorities = [Authority(tmp_path / name) for name in ("first.crt", "second.crt")]
+    clients = [authority.issue(["envoy"]) for authority in authorities]
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(authorities[0].path.read_bytes())
+    follower = tls.Follower(lambda: tls.Terms(own, tls.read_authorities(ca)), tls.server_context)
+    async with serving(server(transport, follower, [])) as address, channel(address, own, clients[0]) as before:
+        call = Talk(before, ECHO)
+        await call.write(b"one")
+        assert await call.read() == b"one"
+        async with channel(address, own, clients[1]) as stranger:
+            assert await said(stranger) is None
+
+        ca.write_bytes(authorities[1].path.read_bytes())
+        assert follower.look()
+        for client, welcome in ((clients[1], b"new"), (clients[0], None), (None, None)):
+            async with channel(address, own, client) as after:
+                assert await said(after) == welcome
+
+        await call.write(b"still here")
+        assert await call.read() == b"still here"
+        await call.half_close()
+        assert await call.code() is grpc.StatusCode.OK
+
+
+async def said(through: aio.Channel) -> bytes | None:
+    """What a call of its own has echoed; None where there is no connection to be had."""
+    call = Talk(through, ECHO)
+    try:
+        await call.write(b"new")
+        echoed = await call.read()
+        await call.half_close()
+        assert await call.code() is grpc.StatusCode.OK
+    except (grpc.RpcError, asyncio.InvalidStateError):
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        return None
+    return echoed

@@ -70,6 +70,20 @@ def shown_by(port: int) -> str:
     return ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE_S)
 
 
+def believed(port: int, root: Path, client: Path) -> bool:
+    """Whether the picker greets a new connection that shows the certificate in `client`."""
+    context = ssl.create_default_context(cafile=str(root))
+    context.load_cert_chain(client / "tls.crt", client / "tls.key")
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname="epp") as greeted:
+                greeted.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+                return greeted.recv(9)[3:4] == b"\x04"
+        except (ssl.SSLError, ConnectionError):
+            return False
+
+
 def same(pem: str, identity: Identity) -> bool:
     return ssl.PEM_cert_to_DER_cert(pem) == ssl.PEM_cert_to_DER_cert(identity.certificate.decode())
 
@@ -104,6 +118,34 @@ class TestServing:
         assert rest_of(client).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         client.close()
         assert passes(scene)
+
+    def test_new_authorities_of_clients_are_believed_while_a_stream_goes_on(
+        self, make_scene: Callable[..., Scene], authority: Authority, tmp_path: Path, transport: str
+    ) -> None:
+        serving = store(tmp_path / "serving", authority.issue(["epp"]))
+        first, second = (Authority(tmp_path / f"{name}.crt") for name in ("first", "second"))
+        before, after = (store(tmp_path / one.path.stem, one.issue([ENVOY])) for one in (first, second))
+        ca = tmp_path / "clients.crt"
+        ca.write_bytes(first.path.read_bytes())
+        scene = make_scene(1)
+        scene.start_picker(
+            "--secure-serving",
+            f"--cert-path={serving}",
+            f"--client-ca-file={ca}",
+            "--enable-cert-reload",
+            f"--transport={transport}",
+        )
+        scene.start_envoy(FULL_DUPLEX, over_tls(authority.path, before))
+        wait_for(lambda: passes(scene))
+        assert believed(scene.grpc, authority.path, before)
+        assert not believed(scene.grpc, authority.path, after)
+        client = begin_stream(scene, 60)
+        second.path.replace(ca)
+        wait_for(lambda: believed(scene.grpc, authority.path, after))
+        assert not believed(scene.grpc, authority.path, before)
+        assert scene.metric("llm_d_epp_request_running") == 1
+        assert rest_of(client).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        client.close()
 
     def test_clients_are_known_by_authority_and_name(
         self, make_scene: Callable[..., Scene], authority: Authority, tmp_path: Path, transport: str

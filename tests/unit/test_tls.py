@@ -13,15 +13,19 @@ import pytest
 from cryptography import x509
 
 from epp.extproc import tls
+from tests.certificates import Authority
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 CURRENT = datetime.datetime.now(datetime.UTC)
 
 
-def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLObject, bytes]:
-    """The client's end of a handshake, and the certificate it was shown (DER)."""
+def shake_hands(
+    server: ssl.SSLContext, client: ssl.SSLContext, again: ssl.SSLObject | None = None
+) -> tuple[ssl.SSLObject, bytes]:
+    """The client's end of a handshake, and the certificate it was shown (DER). `again` is an end whose session it goes on with."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    theirs = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+    session = again.session if again is not None else None
+    theirs = client.wrap_bio(to_client, to_server, server_hostname="localhost", session=session)
     ours = server.wrap_bio(to_server, to_client, server_side=True)
     ends = [theirs, ours]
     for _ in range(10):
@@ -65,7 +69,7 @@ def test_a_self_made_certificate_says_for_whom_and_how_long() -> None:
 
 def test_a_client_that_trusts_it_verifies_it_and_speaks_h2() -> None:
     identity = tls.self_signed(CURRENT)
-    client, shown = shake_hands(tls.server_context(identity), trusting(identity.certificate))
+    client, shown = shake_hands(tls.server_context(tls.Terms(identity)), trusting(identity.certificate))
     assert shown == der(identity.certificate)
     assert client.selected_alpn_protocol() == "h2"
     assert client.version() == "TLSv1.3"
@@ -74,14 +78,14 @@ def test_a_client_that_trusts_it_verifies_it_and_speaks_h2() -> None:
 def test_no_key_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    tls.server_context(tls.self_signed(CURRENT))
+    tls.server_context(tls.Terms(tls.self_signed(CURRENT)))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_versions_and_suites_go_by_their_go_names() -> None:
     identity = tls.self_signed(CURRENT)
     suite = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"
-    context = tls.server_context(identity, "VersionTLS12", (suite, "TLS_AES_128_GCM_SHA256"))
+    context = tls.server_context(tls.Terms(identity), "VersionTLS12", (suite, "TLS_AES_128_GCM_SHA256"))
     client = trusting(identity.certificate)
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     end, _ = shake_hands(context, client)
@@ -89,12 +93,12 @@ def test_versions_and_suites_go_by_their_go_names() -> None:
     assert cipher is not None
     assert cipher[0] == "ECDHE-ECDSA-AES256-GCM-SHA384"
     with pytest.raises(ssl.SSLError):
-        shake_hands(tls.server_context(identity, "VersionTLS13"), client)
+        shake_hands(tls.server_context(tls.Terms(identity), "VersionTLS13"), client)
 
 
 def test_every_suite_is_known_to_openssl() -> None:
     for suite in tls.SUITES:
-        tls.server_context(tls.self_signed(CURRENT), cipher_suites=(suite,))
+        tls.server_context(tls.Terms(tls.self_signed(CURRENT)), cipher_suites=(suite,))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_every_suite_is_known_to_openssl() -> None:
 )
 def test_unknown_names_are_refused_by_name(version: str, suites: tuple[str, ...], named: str) -> None:
     with pytest.raises(tls.TlsError, match=named):
-        tls.server_context(tls.self_signed(CURRENT), version, suites)
+        tls.server_context(tls.Terms(tls.self_signed(CURRENT)), version, suites)
 
 
 def test_a_missing_or_unfit_pair_is_refused(tmp_path: Path) -> None:
@@ -111,16 +115,14 @@ def test_a_missing_or_unfit_pair_is_refused(tmp_path: Path) -> None:
         tls.read_identity(tmp_path)
     one, other = tls.self_signed(CURRENT), tls.self_signed(CURRENT)
     with pytest.raises(tls.TlsError, match="do not fit"):
-        tls.server_context(tls.Identity(one.certificate, other.key))
+        tls.server_context(tls.Terms(tls.Identity(one.certificate, other.key)))
     with pytest.raises(tls.TlsError, match="do not fit"):
-        tls.server_context(tls.Identity(b"", b""))
+        tls.server_context(tls.Terms(tls.Identity(b"", b"")))
 
 
 def test_a_client_ca_shuts_out_strangers(tmp_path: Path) -> None:
     identity, friend, stranger = (tls.self_signed(CURRENT) for _ in range(3))
-    ca = tmp_path / "ca.crt"
-    ca.write_bytes(friend.certificate)
-    context = tls.server_context(identity, client_ca=ca)
+    context = tls.server_context(tls.Terms(identity, friend.certificate))
     welcome = trusting(identity.certificate)
     tls.load(welcome, friend)
     shake_hands(context, welcome)
@@ -130,16 +132,30 @@ def test_a_client_ca_shuts_out_strangers(tmp_path: Path) -> None:
             tls.load(client, key)
         with pytest.raises(ssl.SSLError):
             shake_hands(context, client)
-    with pytest.raises(tls.TlsError, match="missing"):
-        tls.server_context(identity, client_ca=tmp_path / "missing")
+    with pytest.raises(tls.TlsError, match="cannot be used"):
+        tls.server_context(tls.Terms(identity, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
+    for content in (None, b"", b"\xff nothing of the kind"):
+        if content is not None:
+            (tmp_path / "ca.crt").write_bytes(content)
+        with pytest.raises(tls.TlsError, match=r"ca\.crt"):
+            tls.read_authorities(tmp_path / "ca.crt")
+
+
+def following(directory: Path) -> tls.Follower:
+    """Of the certificate in `directory`, and of ca.crt beside it, where there is one."""
+    ca = directory / "ca.crt"
+
+    def read() -> tls.Terms:
+        return tls.Terms(tls.read_identity(directory), tls.read_authorities(ca) if ca.exists() else None)
+
+    return tls.Follower(read, tls.server_context)
 
 
 def test_a_changed_certificate_is_served_and_a_broken_one_is_not(tmp_path: Path) -> None:
     first, second = tls.self_signed(CURRENT), tls.self_signed(CURRENT)
     write(tmp_path, first)
-    served = tls.read_identity(tmp_path)
-    context = tls.server_context(served)
-    follower = tls.CertificateFollower(context, tmp_path, served)
+    follower = following(tmp_path)
+    context = follower.context
     to_first, to_second = trusting(first.certificate), trusting(second.certificate)
     assert not follower.look()
 
@@ -151,12 +167,65 @@ def test_a_changed_certificate_is_served_and_a_broken_one_is_not(tmp_path: Path)
     write(tmp_path, second)
     assert follower.look()
     assert not follower.look()
+    assert follower.terms.identity == second
     assert shake_hands(context, to_second)[1] == der(second.certificate)
 
     (tmp_path / "tls.key").unlink()
     with pytest.raises(tls.TlsError):
         follower.look()
     assert shake_hands(context, to_second)[1] == der(second.certificate)
+
+
+def test_changed_authorities_are_believed_and_those_before_are_not(tmp_path: Path) -> None:
+    identity = tls.self_signed(CURRENT)
+    write(tmp_path, identity)
+    authorities = [Authority(tmp_path / name) for name in ("first.crt", "second.crt")]
+    first, second = (authority.path.read_bytes() for authority in authorities)
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(first)
+    follower = following(tmp_path)
+    clients = []
+    for authority in authorities:
+        clients.append(trusting(identity.certificate))
+        tls.load(clients[-1], authority.issue(["envoy"]))
+
+    def welcome(client: ssl.SSLContext) -> bool:
+        try:
+            shake_hands(follower.context, client)
+        except ssl.SSLError:
+            return False
+        return True
+
+    assert [*map(welcome, clients)] == [True, False]
+    for now, believed in ((first + second, [True, True]), (second, [False, True])):
+        ca.write_bytes(now)
+        assert follower.look()
+        assert [*map(welcome, clients)] == believed
+    for broken in (b"", second[:200] + b"\n-----END CERTIFICATE-----\n"):
+        ca.write_bytes(broken)
+        with pytest.raises(tls.TlsError):
+            follower.look()
+        assert [*map(welcome, clients)] == [False, True]
+    ca.write_bytes(first)
+    assert follower.look()
+    assert [*map(welcome, clients)] == [True, False]
+
+
+def test_a_client_that_is_believed_no_more_is_not_let_in_by_an_old_session(tmp_path: Path) -> None:
+    identity, first, second = (tls.self_signed(CURRENT) for _ in range(3))
+    write(tmp_path, identity)
+    (tmp_path / "ca.crt").write_bytes(first.certificate)
+    follower = following(tmp_path)
+    client = trusting(identity.certificate)
+    # Here a session is there when the handshake is.
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    tls.load(client, first)
+    before, _ = shake_hands(follower.context, client)
+    assert shake_hands(follower.context, client, before)[0].session_reused
+    (tmp_path / "ca.crt").write_bytes(second.certificate)
+    assert follower.look()
+    with pytest.raises(ssl.SSLError):
+        shake_hands(follower.context, client, before)
 
 
 def test_names_are_the_alternative_ones_of_every_kind() -> None:

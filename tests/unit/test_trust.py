@@ -1,0 +1,126 @@
+"""Whom our ports believe and what they show, as the files change."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from epp.extproc import tls
+from epp.extproc.http2 import Limits
+from epp.extproc.server import Http2Server
+from epp.observe.metrics import Metrics
+from epp.settings import Settings
+from epp.trust import Trust
+from tests.certificates import DAY, Authority, store
+from tests.unit.test_tls import der, shake_hands, trusting
+
+
+class Files:
+    """A certificate for each port, and the authority of each port's clients."""
+
+    def __init__(self, directory: Path) -> None:
+        self.servers = Authority(directory / "servers.crt")
+        self.first, self.second = (Authority(directory / f"{name}.crt") for name in ("first", "second"))
+        self.serving = store(directory / "serving", self.servers.issue(["localhost"]))
+        self.metrics = store(directory / "metrics", self.servers.issue(["localhost"]))
+        self.clients, self.scrapers = directory / "clients.crt", directory / "scrapers.crt"
+        for file in (self.clients, self.scrapers):
+            file.write_bytes(self.first.path.read_bytes())
+
+    def trust(self, *, reload: bool) -> Trust:
+        settings = Settings(
+            secure_serving=True,
+            cert_path=self.serving,
+            client_ca_file=self.clients,
+            metrics_cert_dir=self.metrics,
+            metrics_client_ca_file=self.scrapers,
+            enable_cert_reload=reload,
+        )
+        return Trust(settings, Metrics())
+
+    def client(self, authority: Authority) -> ssl.SSLContext:
+        context = trusting(self.servers.path.read_bytes())
+        tls.load(context, authority.issue(["client"]))
+        return context
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.fixture(params=["ext_proc", "metrics"])
+def port(request: pytest.FixtureRequest) -> Iterator[str]:
+    return request.param  # type: ignore[no-any-return]
+
+
+def context(trust: Trust, port: str) -> ssl.SSLContext:
+    if port == "ext_proc":
+        server = trust.server({}, Limits())
+        assert isinstance(server, Http2Server)
+        found = server._tls
+    else:
+        found = trust.metrics_context()
+    assert found is not None
+    return found
+
+
+def believes(served: ssl.SSLContext, client: ssl.SSLContext) -> bool:
+    try:
+        shake_hands(served, client)
+    except ssl.SSLError:
+        return False
+    return True
+
+
+def test_each_port_speaks_its_protocol(files: Files) -> None:
+    trust = files.trust(reload=False)
+    for port, protocol in (("ext_proc", "h2"), ("metrics", "http/1.1")):
+        end, _ = shake_hands(context(trust, port), files.client(files.first))
+        assert end.selected_alpn_protocol() == protocol
+
+
+@pytest.mark.parametrize("reload", [True, False])
+def test_other_authorities_of_clients_count_from_the_next_look_on(files: Files, port: str, reload: bool) -> None:
+    trust = files.trust(reload=reload)
+    assert trust.follows is reload
+    served = context(trust, port)
+    before, after = files.client(files.first), files.client(files.second)
+    assert (believes(served, before), believes(served, after)) == (True, False)
+    (files.clients if port == "ext_proc" else files.scrapers).write_bytes(files.second.path.read_bytes())
+    trust.look()
+    assert (believes(served, before), believes(served, after)) == (not reload, reload)
+
+
+def test_a_new_certificate_is_shown_and_its_end_told(files: Files, port: str) -> None:
+    trust = files.trust(reload=True)
+    served = context(trust, port)
+    renewed = files.servers.issue(["localhost"], ends_in=100 * DAY)
+    store(files.serving if port == "ext_proc" else files.metrics, renewed)
+    trust.look()
+    assert shake_hands(served, files.client(files.first))[1] == der(renewed.certificate)
+    (gauge,) = trust.gauges()
+    days = 100 if port == "ext_proc" else 5
+    ends = datetime.datetime.now(datetime.UTC) + days * DAY
+    assert abs(gauge.read() - ends.timestamp()) < 3600
+
+
+def test_what_cannot_be_used_is_said_once_and_the_last_good_stays(
+    files: Files, port: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trust = files.trust(reload=True)
+    served = context(trust, port)
+    ca = files.clients if port == "ext_proc" else files.scrapers
+    ca.write_text("half written")
+    with caplog.at_level(logging.INFO, "epp.trust"):
+        caplog.clear()
+        for _ in range(3):
+            trust.look()
+    assert len(caplog.messages) == 1
+    assert str(ca) in caplog.messages[0]
+    assert believes(served, files.client(files.first))
