@@ -73,7 +73,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_connections: int = 4096
     """At once. Envoy opens one for each worker thread: room for a hundred proxies with 32 cores. An idle one costs about
-    20 KiB, over TLS 100."""
+    20 KiB, over TLS 100; its client's header table 20 at most."""
 
     max_message_bytes: int = 64 * MIB
     """One gRPC message, after decompression. Envoy sends a buffered body whole, up to its own buffer limit; prompts with
