@@ -44,8 +44,9 @@ def with_modes(request: str, response: str, trailers: str) -> Callable[[dict[str
         ext_proc = next(f for f in manager["http_filters"] if f["name"] == "envoy.filters.http.ext_proc")
         modes = ext_proc["typed_config"]["processing_mode"]
         modes.update(request_body_mode=request, response_body_mode=response, response_trailer_mode=trailers)
-        if request == "STREAMED":
-            # With a retry policy Envoy passes a body on twice in this mode: envoyproxy/envoy issue 36119.
+        if request in {"STREAMED", "BUFFERED_PARTIAL"}:
+            # With a retry policy Envoy passes on twice some bodies of the first (envoyproxy/envoy issue 36119), and of the second
+            # nearly every one that trailers follow.
             for host in manager["route_config"]["virtual_hosts"]:
                 host.pop("retry_policy", None)
                 for route in host["routes"]:
