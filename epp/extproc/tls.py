@@ -117,7 +117,7 @@ def read_authorities(file: Path) -> bytes:
         authorities = file.read_bytes()
     except OSError as error:
         raise TlsError(f"cannot read the client CA: {error}") from error
-    if b"-----BEGIN CERTIFICATE-----" not in authorities:
+    if b"CERTIFICATE-----" not in authorities:
         raise TlsError(f"the client CA {file} holds no certificate (PEM)")
     return authorities
 
@@ -140,7 +140,8 @@ def server_context(
         context.set_ciphers(":".join(_openssl_names(suites)))
     if terms.authorities is not None:
         try:
-            context.load_verify_locations(cadata=terms.authorities.decode("ascii", "replace"))
+            # Names of authorities stand between their certificates, in any script; Python wants ASCII.
+            context.load_verify_locations(cadata=terms.authorities.decode("ascii", "ignore"))
         except (ValueError, ssl.SSLError) as error:
             raise TlsError(f"the client CA cannot be used: {error}") from error
         context.verify_mode = ssl.CERT_REQUIRED

@@ -122,7 +122,7 @@ def test_a_missing_or_unfit_pair_is_refused(tmp_path: Path) -> None:
 
 def test_a_client_ca_shuts_out_strangers(tmp_path: Path) -> None:
     identity, friend, stranger = (tls.self_signed(CURRENT) for _ in range(3))
-    context = tls.server_context(tls.Terms(identity, friend.certificate))
+    context = tls.server_context(tls.Terms(identity, "Főtanúsítvány\n".encode() + friend.certificate))
     welcome = trusting(identity.certificate)
     tls.load(welcome, friend)
     shake_hands(context, welcome)
