@@ -291,12 +291,16 @@ class Endpoints:
             self._select_reachable()
 
     def candidates(
-        self, now_s: float, hit_blocks: FloatArray | None = None, slots: IntArray | None = None
+        self,
+        now_s: float,
+        hit_blocks: FloatArray | None = None,
+        slots: IntArray | None = None,
+        tail_age: Callable[[], FloatArray] | None = None,
     ) -> Candidates:
         """Those of `slots` (all members by default) that can be reached, as a pick sees them; all where none can.
 
         Trying a server that seems dead beats refusing. `hit_blocks` is by slot; slots beyond its end
-        have no hits.
+        have no hits. `tail_age` gives `Candidates.tail_age` by slot in the same way; slots beyond its end have room.
         """
         if slots is None:
             chosen = self.reachable
@@ -307,7 +311,7 @@ class Endpoints:
             chosen = reachable if len(reachable) else slots
         if hit_blocks is not None and len(hit_blocks) < len(self._by_slot):
             hit_blocks = np.concatenate([hit_blocks, np.zeros(self.capacity - len(hit_blocks))])
-        return Candidates(self, chosen, now_s, hit_blocks)
+        return Candidates(self, chosen, now_s, hit_blocks, tail_age)
 
     def derived(self, of: Callable[[Endpoint], float]) -> FloatArray:
         """`of(endpoint)` by slot (NaN where no member is), computed once for a membership."""
@@ -408,13 +412,21 @@ class Candidates:
     A column is gathered when first asked for, so a pick pays only for what its plugins look at.
     """
 
-    __slots__ = ("_cache", "_endpoints", "_hit_blocks", "now_s", "slots")
+    __slots__ = ("_cache", "_endpoints", "_hit_blocks", "_tail_age", "now_s", "slots")
 
-    def __init__(self, endpoints: Endpoints, slots: IntArray, now_s: float, hit_blocks: FloatArray | None) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        slots: IntArray,
+        now_s: float,
+        hit_blocks: FloatArray | None,
+        tail_age: Callable[[], FloatArray] | None,
+    ) -> None:
         self._endpoints = endpoints
         self.slots = slots
         self.now_s = now_s
         self._hit_blocks = hit_blocks
+        self._tail_age = tail_age
         self._cache: dict[str, FloatArray] = {}
 
     def __len__(self) -> int:
@@ -434,7 +446,7 @@ class Candidates:
 
     def keep(self, mask: BoolArray) -> Candidates:
         """Those where `mask` (n booleans) is true."""
-        return Candidates(self._endpoints, self.slots[mask], self.now_s, self._hit_blocks)
+        return Candidates(self._endpoints, self.slots[mask], self.now_s, self._hit_blocks, self._tail_age)
 
     # The columns of the default policy are gathered without a further call: that would cost more than gathering does.
 
@@ -541,6 +553,20 @@ class Candidates:
             hits = self._hit_blocks
             column = np.zeros(len(self.slots)) if hits is None else hits[self.slots]
             self._cache["hit_blocks"] = column
+        return column
+
+    @property
+    def tail_age(self) -> FloatArray:
+        """How many prompts of the pool ago the block was last used that a new one pushes out of the prefix cache, as we believe; ≥ 1.
+
+        inf where there is room.
+        """
+        column = self._cache.get("tail_age")
+        if column is None:
+            ages = self._tail_age() if self._tail_age is not None else np.full(self._endpoints.capacity, np.inf)
+            if len(ages) < self._endpoints.capacity:
+                ages = np.concatenate([ages, np.full(self._endpoints.capacity - len(ages), np.inf)])
+            column = self._cache["tail_age"] = ages[self.slots]
         return column
 
     def adapters(self, index: int) -> Adapters:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 
 from epp.scoring import Candidates, FloatArray, Request
@@ -45,6 +47,11 @@ class LeastDelayScorer:
             delay += share * load
             uncached += load
         delay *= candidates.in_flight
-        delay += uncached * (1.0 + candidates.in_flight_prompts)
+        held_up = 1.0 + candidates.in_flight_prompts
+        tail_age = candidates.tail_age
+        youngest = tail_age.item(tail_age.argmin())
+        if youngest != inf:
+            held_up += youngest / tail_age
+        delay += held_up * uncached
         delay += candidates.in_flight_tokens
         return delay.item(delay.argmin()) / delay

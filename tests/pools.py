@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -48,6 +49,7 @@ class Pool:
         members = [an_endpoint(number, one) for number, one in enumerate(labels or [{}] * n)]
         self.endpoints.replace(members)
         self.hits: NDArray[np.float64] = np.zeros(self.endpoints.capacity)
+        self.tail_age: NDArray[np.float64] = np.full(self.endpoints.capacity, math.inf)
 
     def report(self, index: int, report: Report, now_s: float = NOW_S) -> None:
         self.endpoints.report(int(self.endpoints.slots[index]), report, now_s)
@@ -81,6 +83,7 @@ class Pool:
         prompts: Sequence[float] = (),
         tokens: Sequence[float] = (),
         hits: Sequence[int] = (),
+        tail_age: Sequence[float] = (),
     ) -> Pool:
         slots = self.endpoints.slots
         if prompts:
@@ -91,11 +94,13 @@ class Pool:
             self.endpoints.in_flight_tokens[slots] = tokens
         if hits:
             self.hits[slots] = hits
+        if tail_age:
+            self.tail_age[slots] = tail_age
         return self
 
     def candidates(self, order: Sequence[int] | None = None, now_s: float = NOW_S) -> Candidates:
         slots: IntArray | None = None if order is None else self.endpoints.slots[np.array(order, dtype=np.intp)]
-        return self.endpoints.candidates(now_s, self.hits, slots)
+        return self.endpoints.candidates(now_s, self.hits, slots, lambda: self.tail_age)
 
 
 def random_pool(n: int, seed: int, *, silent: float = 0.0) -> Pool:
@@ -126,4 +131,5 @@ def random_pool(n: int, seed: int, *, silent: float = 0.0) -> Pool:
         prompts=[float(rng.randrange(12)) for _ in range(n)],
         tokens=[rng.random() * 2e6 for _ in range(n)],
         hits=[rng.choice((0, 0, 3, 8, 10)) for _ in range(n)],
+        tail_age=[rng.choice((math.inf, 1.0, 40.0, 9000.0)) for _ in range(n)],
     )

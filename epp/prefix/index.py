@@ -27,6 +27,7 @@ from __future__ import annotations
 import heapq
 import sys
 from collections import OrderedDict
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,15 +60,16 @@ def blocks_in(cache: CacheConfig) -> int:
 class _Shelf:
     """What one endpoint holds. `prompts`: stamp of last use → the fingerprints it owns, as raw bytes, oldest first.
 
-    `stamp_of`: the first fingerprint that a prompt owns → its stamp.
+    `stamp_of`: the first fingerprint that a prompt owns → its stamp. `full`: blocks had to leave for others.
     """
 
-    __slots__ = ("bit", "blocks", "capacity", "prompts", "stamp_of")
+    __slots__ = ("bit", "blocks", "capacity", "full", "prompts", "stamp_of")
 
     def __init__(self, slot: int, capacity: int) -> None:
         self.bit = 1 << slot
         self.capacity = capacity
         self.blocks = 0
+        self.full = False
         self.prompts: OrderedDict[int, bytes] = OrderedDict()
         self.stamp_of: dict[int, int] = {}
 
@@ -84,6 +86,8 @@ class PrefixIndex:
         self._masks: dict[int, int] = {}
         self._shelves: dict[int, _Shelf] = {}
         self._width = _LEAST_SLOTS
+        # By slot, the stamp of the oldest prompt; -inf where none had to leave.
+        self._oldest: NDArray[np.float64] = np.full(self._width, -inf)
         self._clock = 0
         self._blocks = 0
 
@@ -115,6 +119,13 @@ class PrefixIndex:
             mask = following
         return hits
 
+    def tail_age(self) -> NDArray[np.float64]:
+        """By slot, how many prompts ago, of any endpoint, the block was last used that a new one would push out of its cache, at least 1.
+
+        inf where none had to leave yet, and for slots beyond the array's end.
+        """
+        return self._clock + 1.0 - self._oldest
+
     def record(self, slot: int, fingerprints: NDArray[np.uint64]) -> None:
         """The prompt was sent to `slot`: all its blocks are now that endpoint's most recently used, head before tail.
 
@@ -129,15 +140,15 @@ class PrefixIndex:
         self._clock += 1
         shelf.prompts[self._clock] = raw
         shelf.stamp_of[fingerprints.item(0)] = self._clock
-        if held == n:
-            return
-        self._mark(fingerprints, held, n, shelf.bit)
-        shelf.blocks += n - held
-        self._blocks += n - held
-        if shelf.blocks > shelf.capacity:
-            self._shrink(shelf, shelf.blocks - shelf.capacity)
-        if self._blocks > self._max_blocks:
-            self._relieve()
+        if held < n:
+            self._mark(fingerprints, held, n, shelf.bit)
+            shelf.blocks += n - held
+            self._blocks += n - held
+            if shelf.blocks > shelf.capacity:
+                self._shrink(shelf, shelf.blocks - shelf.capacity)
+            if self._blocks > self._max_blocks:
+                self._relieve()
+        self._note_oldest(slot, shelf)
 
     def resize(self, slot: int, blocks: int) -> None:
         """Let the endpoint in `slot` keep at most `blocks`; what is too much now leaves, least recently used first."""
@@ -145,12 +156,17 @@ class PrefixIndex:
         shelf.capacity = max(0, blocks)
         if shelf.blocks > shelf.capacity:
             self._shrink(shelf, shelf.blocks - shelf.capacity)
+        elif shelf.blocks < shelf.capacity:
+            shelf.full = False
+        self._note_oldest(slot, shelf)
 
     def empty(self, slot: int) -> None:
         """The server in `slot` restarted: it holds nothing. Its capacity stays."""
         shelf = self._shelves.get(slot)
         if shelf is not None:
             self._shrink(shelf, shelf.blocks)
+            shelf.full = False
+            self._note_oldest(slot, shelf)
 
     def forget(self, slot: int) -> None:
         """The endpoint in `slot` is gone, with all that was known of it; the slot may be another's next."""
@@ -162,8 +178,12 @@ class PrefixIndex:
         if shelf is None:
             shelf = self._shelves[slot] = _Shelf(slot, self._default_blocks)
             while self._width <= slot:
+                self._oldest = np.concatenate([self._oldest, np.full(self._width, -inf)])
                 self._width *= 2
         return shelf
+
+    def _note_oldest(self, slot: int, shelf: _Shelf) -> None:
+        self._oldest[slot] = next(iter(shelf.prompts), -inf) if shelf.full else -inf
 
     def _match_small(self, values: list[int], hits: NDArray[np.float64]) -> None:
         masks = self._masks
@@ -229,6 +249,7 @@ class PrefixIndex:
     def _shrink(self, shelf: _Shelf, excess: int) -> None:
         """Drop `excess` blocks, at most all: from the oldest prompt, its tail first."""
         prompts = shelf.prompts
+        shelf.full = True
         shelf.blocks -= excess
         self._blocks -= excess
         while excess:
@@ -256,6 +277,7 @@ class PrefixIndex:
             stamp, slot = oldest[0]
             shelf = self._shelves[slot]
             self._shrink(shelf, min(len(shelf.prompts[stamp]) // _WIDTH, self._blocks - goal))
+            self._note_oldest(slot, shelf)
             if shelf.prompts:
                 heapq.heapreplace(oldest, (next(iter(shelf.prompts)), slot))
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from math import inf
 
 import numpy as np
 import pytest
@@ -26,17 +27,43 @@ def chain_of(words: str) -> Chain:
 
 
 class Model:
-    """Blocks by slot, most recently used first."""
+    """Blocks by slot, most recently used first; when each was used last, and who had to drop some."""
 
     def __init__(self) -> None:
         self.held: dict[int, list[int]] = {}
         self.capacity: dict[int, int] = {}
+        self.used: dict[tuple[int, int], int] = {}
+        self.full: set[int] = set()
+        self.clock = 0
 
     def record(self, slot: int, chain: list[int]) -> None:
-        capacity = self.capacity[slot]
-        chain = chain[:capacity]
-        rest = [block for block in self.held.get(slot, []) if block not in chain]
-        self.held[slot] = (chain + rest)[:capacity]
+        chain = chain[: self.capacity[slot]]
+        if not chain:
+            return
+        self.clock += 1
+        self.used |= {(slot, block): self.clock for block in chain}
+        self.held[slot] = chain + [block for block in self.held.get(slot, []) if block not in chain]
+        self.cut(slot)
+
+    def cut(self, slot: int) -> None:
+        held = self.held.get(slot, [])
+        if len(held) > self.capacity[slot]:
+            self.held[slot] = held[: self.capacity[slot]]
+            self.full.add(slot)
+
+    def resize(self, slot: int, blocks: int) -> None:
+        self.capacity[slot] = blocks
+        if len(self.held.get(slot, [])) < blocks:
+            self.full.discard(slot)
+        self.cut(slot)
+
+    def empty(self, slot: int) -> None:
+        self.held.pop(slot, None)
+        self.full.discard(slot)
+
+    def tail_age(self, slot: int) -> float:
+        held = self.held.get(slot, [])
+        return self.clock + 1 - self.used[slot, held[-1]] if held and slot in self.full else inf
 
     def hit(self, slot: int, chain: list[int]) -> int:
         held = set(self.held.get(slot, []))
@@ -78,18 +105,17 @@ class Comparison(RuleBasedStateMachine):
     @rule(slot=slots, blocks=st.integers(0, 80))
     def resize(self, slot: int, blocks: int) -> None:
         self.index.resize(slot, blocks)
-        self.model.capacity[slot] = blocks
-        self.model.held[slot] = self.model.held.get(slot, [])[:blocks]
+        self.model.resize(slot, blocks)
 
     @rule(slot=slots)
     def restart(self, slot: int) -> None:
         self.index.empty(slot)
-        self.model.held.pop(slot, None)
+        self.model.empty(slot)
 
     @rule(slot=slots)
     def forget(self, slot: int) -> None:
         self.index.forget(slot)
-        self.model.held.pop(slot, None)
+        self.model.empty(slot)
         self.model.capacity[slot] = 40
 
     @rule(word=words)
@@ -108,6 +134,10 @@ class Comparison(RuleBasedStateMachine):
         assert len(self.index) == sum(counts)
         distinct = {block for held in self.model.held.values() for block in held}
         assert set(self.index._masks) == distinct
+
+    @invariant()
+    def same_ages_of_what_leaves_next(self) -> None:
+        assert self.index.tail_age().tolist()[:4] == [self.model.tail_age(slot) for slot in range(4)]
 
     def compare(self, word: str) -> None:
         chain = chain_of(word)
@@ -212,6 +242,28 @@ def test_the_bound_over_all_endpoints_takes_the_least_recently_used_of_any() -> 
     index.record(0, chain_of("z" * 5))
     assert [index.blocks(slot) for slot in range(8)] == [5, 0, 0, 0, 5, 10, 10, 10]
     assert hits(index, chain_of("e" * 10), 8) == [0, 0, 0, 0, 5, 0, 0, 0]
+
+
+def test_what_leaves_next_is_as_old_as_its_last_use_and_of_no_age_where_there_is_room() -> None:
+    index = PrefixIndex(default_blocks=6)
+    index.record(0, chain_of("abcd"))
+    index.record(20, chain_of("abcdef"))
+    assert index.tail_age().tolist() == [inf] * 32
+    index.record(0, chain_of("xyz"))
+    # The third prompt pushed out the end of the first one, whose rest is next.
+    assert index.tail_age()[0] == 3
+    index.record(20, chain_of("abc"))
+    assert index.tail_age()[[0, 20]].tolist() == [4, inf]
+    index.resize(0, 9)
+    assert index.tail_age()[0] == inf
+
+
+def test_where_the_bound_over_all_took_blocks_there_is_no_room() -> None:
+    index = PrefixIndex(max_blocks=40)
+    for slot in range(5):
+        index.record(slot, chain_of(chr(ord("a") + slot) * 9))
+    assert index.tail_age().tolist()[:6] == [5, inf, inf, inf, inf, inf]
+    assert index.blocks(0) == 4
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), words), max_size=60), st.integers(1, 50))
