@@ -340,7 +340,7 @@ class Dispatcher:
             self._ledger.advance(now_s)
             blocks = len(request.fingerprints)
             hits = self._index.match(request.fingerprints) if blocks else None
-            candidates = self._endpoints.candidates(now_s, hits, slots, self._index.tail_age)
+            candidates = self._endpoints.candidates(now_s, hits, slots, self._index.churn())
             pick = self._pipeline.pick(request, candidates)
             slot = pick.slots[0]
             held = hits.item(slot) if hits is not None and slot < len(hits) else 0

@@ -295,12 +295,12 @@ class Endpoints:
         now_s: float,
         hit_blocks: FloatArray | None = None,
         slots: IntArray | None = None,
-        tail_age: Callable[[], FloatArray] | None = None,
+        churn: FloatArray | None = None,
     ) -> Candidates:
         """Those of `slots` (all members by default) that can be reached, as a pick sees them; all where none can.
 
-        Trying a server that seems dead beats refusing. `hit_blocks` is by slot; slots beyond its end
-        have no hits. `tail_age` gives `Candidates.tail_age` by slot in the same way; slots beyond its end have room.
+        Trying a server that seems dead beats refusing. `hit_blocks` and `churn` are by slot; slots beyond
+        their ends have none.
         """
         if slots is None:
             chosen = self.reachable
@@ -311,7 +311,9 @@ class Endpoints:
             chosen = reachable if len(reachable) else slots
         if hit_blocks is not None and len(hit_blocks) < len(self._by_slot):
             hit_blocks = np.concatenate([hit_blocks, np.zeros(self.capacity - len(hit_blocks))])
-        return Candidates(self, chosen, now_s, hit_blocks, tail_age)
+        if churn is not None and len(churn) < len(self._by_slot):
+            churn = np.concatenate([churn, np.zeros(self.capacity - len(churn))])
+        return Candidates(self, chosen, now_s, hit_blocks, churn)
 
     def derived(self, of: Callable[[Endpoint], float]) -> FloatArray:
         """`of(endpoint)` by slot (NaN where no member is), computed once for a membership."""
@@ -412,7 +414,7 @@ class Candidates:
     A column is gathered when first asked for, so a pick pays only for what its plugins look at.
     """
 
-    __slots__ = ("_cache", "_endpoints", "_hit_blocks", "_tail_age", "now_s", "slots")
+    __slots__ = ("_cache", "_churn", "_endpoints", "_hit_blocks", "now_s", "slots")
 
     def __init__(
         self,
@@ -420,13 +422,13 @@ class Candidates:
         slots: IntArray,
         now_s: float,
         hit_blocks: FloatArray | None,
-        tail_age: Callable[[], FloatArray] | None,
+        churn: FloatArray | None,
     ) -> None:
         self._endpoints = endpoints
         self.slots = slots
         self.now_s = now_s
         self._hit_blocks = hit_blocks
-        self._tail_age = tail_age
+        self._churn = churn
         self._cache: dict[str, FloatArray] = {}
 
     def __len__(self) -> int:
@@ -446,7 +448,7 @@ class Candidates:
 
     def keep(self, mask: BoolArray) -> Candidates:
         """Those where `mask` (n booleans) is true."""
-        return Candidates(self._endpoints, self.slots[mask], self.now_s, self._hit_blocks, self._tail_age)
+        return Candidates(self._endpoints, self.slots[mask], self.now_s, self._hit_blocks, self._churn)
 
     # The columns of the default policy are gathered without a further call: that would cost more than gathering does.
 
@@ -556,17 +558,15 @@ class Candidates:
         return column
 
     @property
-    def tail_age(self) -> FloatArray:
-        """How many prompts of the pool ago the block was last used that a new one pushes out of the prefix cache, as we believe; ≥ 1.
+    def churn(self) -> FloatArray:
+        """How soon a block is missed that a new one pushes out of the prefix cache, beside the others': [0, 1], 0 where there is room.
 
-        inf where there is room.
+        By what the picker believes of the caches: `PrefixIndex.churn`.
         """
-        column = self._cache.get("tail_age")
+        column = self._cache.get("churn")
         if column is None:
-            ages = self._tail_age() if self._tail_age is not None else np.full(self._endpoints.capacity, np.inf)
-            if len(ages) < self._endpoints.capacity:
-                ages = np.concatenate([ages, np.full(self._endpoints.capacity - len(ages), np.inf)])
-            column = self._cache["tail_age"] = ages[self.slots]
+            churn = self._churn
+            column = self._cache["churn"] = np.zeros(len(self.slots)) if churn is None else churn[self.slots]
         return column
 
     def adapters(self, index: int) -> Adapters:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from math import inf
-
 import numpy as np
 
 from epp.scoring import Candidates, FloatArray, Request
@@ -47,11 +45,6 @@ class LeastDelayScorer:
             delay += share * load
             uncached += load
         delay *= candidates.in_flight
-        held_up = 1.0 + candidates.in_flight_prompts
-        tail_age = candidates.tail_age
-        youngest = tail_age.item(tail_age.argmin())
-        if youngest != inf:
-            held_up += youngest / tail_age
-        delay += held_up * uncached
+        delay += uncached * (1.0 + candidates.in_flight_prompts + candidates.churn)
         delay += candidates.in_flight_tokens
         return delay.item(delay.argmin()) / delay

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -49,7 +48,7 @@ class Pool:
         members = [an_endpoint(number, one) for number, one in enumerate(labels or [{}] * n)]
         self.endpoints.replace(members)
         self.hits: NDArray[np.float64] = np.zeros(self.endpoints.capacity)
-        self.tail_age: NDArray[np.float64] = np.full(self.endpoints.capacity, math.inf)
+        self.churn: NDArray[np.float64] = np.zeros(self.endpoints.capacity)
 
     def report(self, index: int, report: Report, now_s: float = NOW_S) -> None:
         self.endpoints.report(int(self.endpoints.slots[index]), report, now_s)
@@ -83,7 +82,7 @@ class Pool:
         prompts: Sequence[float] = (),
         tokens: Sequence[float] = (),
         hits: Sequence[int] = (),
-        tail_age: Sequence[float] = (),
+        churn: Sequence[float] = (),
     ) -> Pool:
         slots = self.endpoints.slots
         if prompts:
@@ -94,13 +93,13 @@ class Pool:
             self.endpoints.in_flight_tokens[slots] = tokens
         if hits:
             self.hits[slots] = hits
-        if tail_age:
-            self.tail_age[slots] = tail_age
+        if churn:
+            self.churn[slots] = churn
         return self
 
     def candidates(self, order: Sequence[int] | None = None, now_s: float = NOW_S) -> Candidates:
         slots: IntArray | None = None if order is None else self.endpoints.slots[np.array(order, dtype=np.intp)]
-        return self.endpoints.candidates(now_s, self.hits, slots, lambda: self.tail_age)
+        return self.endpoints.candidates(now_s, self.hits, slots, self.churn)
 
 
 def random_pool(n: int, seed: int, *, silent: float = 0.0) -> Pool:
@@ -131,5 +130,5 @@ def random_pool(n: int, seed: int, *, silent: float = 0.0) -> Pool:
         prompts=[float(rng.randrange(12)) for _ in range(n)],
         tokens=[rng.random() * 2e6 for _ in range(n)],
         hits=[rng.choice((0, 0, 3, 8, 10)) for _ in range(n)],
-        tail_age=[rng.choice((math.inf, 1.0, 40.0, 9000.0)) for _ in range(n)],
+        churn=[rng.choice((0.0, 0.0, 0.2, 1.0)) for _ in range(n)],
     )

@@ -86,8 +86,8 @@ class PrefixIndex:
         self._masks: dict[int, int] = {}
         self._shelves: dict[int, _Shelf] = {}
         self._width = _LEAST_SLOTS
-        # By slot, the stamp of the oldest prompt; -inf where none had to leave.
-        self._oldest: NDArray[np.float64] = np.full(self._width, -inf)
+        self._churn: NDArray[np.float64] = np.zeros(self._width)
+        self._churn_due = 0
         self._clock = 0
         self._blocks = 0
 
@@ -119,12 +119,17 @@ class PrefixIndex:
             mask = following
         return hits
 
-    def tail_age(self) -> NDArray[np.float64]:
-        """By slot, how many prompts ago, of any endpoint, the block was last used that a new one would push out of its cache, at least 1.
+    def churn(self) -> NDArray[np.float64]:
+        """By slot, how soon a block is missed that a new one pushes out of the endpoint's cache: [0, 1].
 
-        inf where none had to leave yet, and for slots beyond the array's end.
+        1 at the endpoint whose next block to leave was used last of all, 1/2 where twice as many prompts came since then, 0 where no block
+        had to leave yet and for slots beyond the array's end. Not to be changed. For n endpoints it is up to n prompts old, at least 8, unless
+        one of them was resized, emptied or forgotten since.
         """
-        return self._clock + 1.0 - self._oldest
+        if self._clock >= self._churn_due:
+            self._churn = self._churn_now()
+            self._churn_due = self._clock + max(8, len(self._shelves))
+        return self._churn
 
     def record(self, slot: int, fingerprints: NDArray[np.uint64]) -> None:
         """The prompt was sent to `slot`: all its blocks are now that endpoint's most recently used, head before tail.
@@ -140,15 +145,15 @@ class PrefixIndex:
         self._clock += 1
         shelf.prompts[self._clock] = raw
         shelf.stamp_of[fingerprints.item(0)] = self._clock
-        if held < n:
-            self._mark(fingerprints, held, n, shelf.bit)
-            shelf.blocks += n - held
-            self._blocks += n - held
-            if shelf.blocks > shelf.capacity:
-                self._shrink(shelf, shelf.blocks - shelf.capacity)
-            if self._blocks > self._max_blocks:
-                self._relieve()
-        self._note_oldest(slot, shelf)
+        if held == n:
+            return
+        self._mark(fingerprints, held, n, shelf.bit)
+        shelf.blocks += n - held
+        self._blocks += n - held
+        if shelf.blocks > shelf.capacity:
+            self._shrink(shelf, shelf.blocks - shelf.capacity)
+        if self._blocks > self._max_blocks:
+            self._relieve()
 
     def resize(self, slot: int, blocks: int) -> None:
         """Let the endpoint in `slot` keep at most `blocks`; what is too much now leaves, least recently used first."""
@@ -158,7 +163,7 @@ class PrefixIndex:
             self._shrink(shelf, shelf.blocks - shelf.capacity)
         elif shelf.blocks < shelf.capacity:
             shelf.full = False
-        self._note_oldest(slot, shelf)
+        self._churn_due = 0
 
     def empty(self, slot: int) -> None:
         """The server in `slot` restarted: it holds nothing. Its capacity stays."""
@@ -166,7 +171,7 @@ class PrefixIndex:
         if shelf is not None:
             self._shrink(shelf, shelf.blocks)
             shelf.full = False
-            self._note_oldest(slot, shelf)
+            self._churn_due = 0
 
     def forget(self, slot: int) -> None:
         """The endpoint in `slot` is gone, with all that was known of it; the slot may be another's next."""
@@ -178,12 +183,16 @@ class PrefixIndex:
         if shelf is None:
             shelf = self._shelves[slot] = _Shelf(slot, self._default_blocks)
             while self._width <= slot:
-                self._oldest = np.concatenate([self._oldest, np.full(self._width, -inf)])
                 self._width *= 2
         return shelf
 
-    def _note_oldest(self, slot: int, shelf: _Shelf) -> None:
-        self._oldest[slot] = next(iter(shelf.prompts), -inf) if shelf.full else -inf
+    def _churn_now(self) -> NDArray[np.float64]:
+        ages = np.full(self._width, inf)
+        for slot, shelf in self._shelves.items():
+            if shelf.full and shelf.prompts:
+                ages[slot] = self._clock + 1 - next(iter(shelf.prompts))
+        youngest = ages.min()
+        return youngest / ages if youngest < inf else np.zeros(self._width)
 
     def _match_small(self, values: list[int], hits: NDArray[np.float64]) -> None:
         masks = self._masks
@@ -277,7 +286,6 @@ class PrefixIndex:
             stamp, slot = oldest[0]
             shelf = self._shelves[slot]
             self._shrink(shelf, min(len(shelf.prompts[stamp]) // _WIDTH, self._blocks - goal))
-            self._note_oldest(slot, shelf)
             if shelf.prompts:
                 heapq.heapreplace(oldest, (next(iter(shelf.prompts)), slot))
             else:

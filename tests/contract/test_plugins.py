@@ -128,7 +128,7 @@ def snapshot(pool: Pool) -> list[Any]:
         e.in_flight_prompts,
         e.in_flight_tokens,
     ]
-    return [column.copy() for column in (*columns, pool.hits, pool.tail_age, e.slots, *e.custom.values(), e.adapter_room)]
+    return [column.copy() for column in (*columns, pool.hits, pool.churn, e.slots, *e.custom.values(), e.adapter_room)]
 
 
 @pytest.mark.parametrize(("name", "arguments"), cases())
@@ -137,7 +137,7 @@ def test_nothing_is_changed(name: str, arguments: dict[str, Any]) -> None:
     plugin, pool, request = make(name, arguments), random_pool(20, 3), REQUESTS[0]
     before, candidates, twin = snapshot(pool), pool.candidates(), pool.candidates()
     gathered = (
-        *("waiting", "running", "kv_usage", "hit_blocks", "tail_age"),
+        *("waiting", "running", "kv_usage", "hit_blocks", "churn"),
         *("in_flight", "in_flight_prompts", "in_flight_tokens"),
     )
     expected = {column: getattr(twin, column).copy() for column in gathered}

@@ -252,25 +252,29 @@ def test_unknown_kv_usage_is_the_mean_of_the_others() -> None:
     assert np.isnan(endpoints.kv_usage[1])
 
 
-def test_hits_are_by_slot_and_may_end_early() -> None:
+def test_hits_and_churn_are_by_slot_and_may_end_early() -> None:
     endpoints = pool(*range(20))
     endpoints.replace([endpoint(number) for number in reversed(range(20))])
     hits = np.array([5, 6, 7], dtype=np.float64)
     expected = [hits[slot] if slot < 3 else 0 for slot in endpoints.slots]
     assert endpoints.candidates(0.0, hits).hit_blocks.tolist() == expected
     assert endpoints.candidates(0.0).hit_blocks.tolist() == [0] * 20
+    assert endpoints.candidates(0.0, churn=hits).churn.tolist() == expected
+    assert endpoints.candidates(0.0).churn.tolist() == [0] * 20
 
 
 def test_keep_narrows_every_column_and_keeps_the_order() -> None:
     endpoints = pool(1, 2, 3)
     for slot in range(3):
         endpoints.report(slot, full_report(slot + 1.0), 1.0)
-    kept = endpoints.candidates(1.0, np.array([1, 2, 3], dtype=np.float64)).keep(np.array([True, False, True]))
+    hits, churn = np.array([1, 2, 3], dtype=np.float64), np.array([0.5, 0.0, 1.0])
+    kept = endpoints.candidates(1.0, hits, churn=churn).keep(np.array([True, False, True]))
     assert len(kept) == 2
     assert [kept[0].name, kept[1].name] == ["e1", "e3"]
     assert [e.name for e in kept.members] == ["e1", "e3"]
     assert kept.waiting.tolist() == [1.0, 3.0]
     assert kept.hit_blocks.tolist() == [1, 3]
+    assert kept.churn.tolist() == [0.5, 1.0]
     assert kept.custom("k").tolist() == [1.0, 3.0]
     assert kept.find("default/e3") == 1
     assert kept.find("default/e2") is None

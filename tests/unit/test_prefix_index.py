@@ -61,7 +61,11 @@ class Model:
         self.held.pop(slot, None)
         self.full.discard(slot)
 
-    def tail_age(self, slot: int) -> float:
+    def churn(self) -> list[float]:
+        ages = [self._tail_age(slot) for slot in range(4)]
+        return [min(ages) / age if age < inf else 0.0 for age in ages]
+
+    def _tail_age(self, slot: int) -> float:
         held = self.held.get(slot, [])
         return self.clock + 1 - self.used[slot, held[-1]] if held and slot in self.full else inf
 
@@ -136,8 +140,9 @@ class Comparison(RuleBasedStateMachine):
         assert set(self.index._masks) == distinct
 
     @invariant()
-    def same_ages_of_what_leaves_next(self) -> None:
-        assert self.index.tail_age().tolist()[:4] == [self.model.tail_age(slot) for slot in range(4)]
+    def same_churn(self) -> None:
+        self.index._churn_due = 0
+        assert self.index.churn().tolist()[:4] == self.model.churn()
 
     def compare(self, word: str) -> None:
         chain = chain_of(word)
@@ -244,25 +249,36 @@ def test_the_bound_over_all_endpoints_takes_the_least_recently_used_of_any() -> 
     assert hits(index, chain_of("e" * 10), 8) == [0, 0, 0, 0, 5, 0, 0, 0]
 
 
-def test_what_leaves_next_is_as_old_as_its_last_use_and_of_no_age_where_there_is_room() -> None:
+def test_churn_is_where_what_leaves_next_was_used_last() -> None:
     index = PrefixIndex(default_blocks=6)
-    index.record(0, chain_of("abcd"))
-    index.record(20, chain_of("abcdef"))
-    assert index.tail_age().tolist() == [inf] * 32
-    index.record(0, chain_of("xyz"))
-    # The third prompt pushed out the end of the first one, whose rest is next.
-    assert index.tail_age()[0] == 3
-    index.record(20, chain_of("abc"))
-    assert index.tail_age()[[0, 20]].tolist() == [4, inf]
-    index.resize(0, 9)
-    assert index.tail_age()[0] == inf
+    for slot, word in ((0, "abcd"), (1, "abcdef"), (20, "abcdef"), (0, "xyz"), (1, "xyz")):
+        index.record(slot, chain_of(word))
+    # On 0 what the first prompt has left leaves next, five prompts old, on 1 that of the second, four old; 20 dropped nothing.
+    assert index.churn().tolist() == [0.8, 1.0, *[0.0] * 30]
+    index.resize(1, 9)
+    assert index.churn().tolist() == [1.0, *[0.0] * 31]
+    index.empty(0)
+    assert not index.churn().any()
 
 
-def test_where_the_bound_over_all_took_blocks_there_is_no_room() -> None:
+def test_churn_is_looked_at_anew_once_in_as_many_prompts_as_there_are_endpoints_and_no_sooner_than_in_eight() -> None:
+    for endpoints, prompts in ((1, 8), (20, 20)):
+        index = PrefixIndex(default_blocks=3)
+        for slot in range(endpoints):
+            index.record(slot, chain_of("abc"))
+        assert not index.churn().any()
+        seen = []
+        for number in range(prompts):
+            index.record(0, chain_of(f"{number:03}"))
+            seen.append(index.churn()[0])
+        assert seen == [*[0.0] * (prompts - 1), 1.0]
+
+
+def test_where_the_bound_over_all_took_blocks_there_is_churn() -> None:
     index = PrefixIndex(max_blocks=40)
     for slot in range(5):
         index.record(slot, chain_of(chr(ord("a") + slot) * 9))
-    assert index.tail_age().tolist()[:6] == [5, inf, inf, inf, inf, inf]
+    assert index.churn().tolist()[:6] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert index.blocks(0) == 4
 
 

@@ -189,6 +189,14 @@ def test_least_delay_stays_with_the_prefix_the_longer_the_lines() -> None:
     assert costs(long)[0] < costs(long)[1]
 
 
+def test_least_delay_takes_a_new_session_where_it_pushes_nobody_out() -> None:
+    """All idle; the root that everybody shares is cached where others' sessions are as well."""
+    pool = Pool(3).known(hits=[1, 1, 0], churn=[1.0, 0.25, 0.0])
+    # 577 tokens that nobody has by 1 + 1 and by 1 + 0.25, and 641.
+    assert costs(pool) == [round(577 * 2 / 641, 6), round(577 * 1.25 / 641, 6), 1]
+    assert costs(pool.known(hits=[10, 0, 0])) == [1, round(641 * 1.25 / 2, 6), round(641 / 2, 6)]
+
+
 def test_least_delay_without_a_prompt_goes_where_the_line_is_shortest() -> None:
     pool = Pool(3).known(in_flight=[3, 5, 1], prompts=[2, 0, 1], tokens=[200, 0, 100])
     # 200 + 3 + 3, 0 + 5 + 1 and 100 + 1 + 2.
