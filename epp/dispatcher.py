@@ -339,11 +339,11 @@ class Dispatcher:
                 return unjudged(candidates, self._rng.randrange(len(candidates))), 0.0, candidates
             self._ledger.advance(now_s)
             blocks = len(request.fingerprints)
-            hits = self._index.match(request.fingerprints) if blocks else None
-            candidates = self._endpoints.candidates(now_s, hits, slots, self._index.churn())
+            holdings = self._index.holdings(request.fingerprints) if blocks else None
+            candidates = self._endpoints.candidates(now_s, holdings, slots)
             pick = self._pipeline.pick(request, candidates)
             slot = pick.slots[0]
-            held = hits.item(slot) if hits is not None and slot < len(hits) else 0
+            held = holdings.hit_blocks.item(slot) if holdings is not None and slot < len(holdings.hit_blocks) else 0
             return pick, held / blocks if blocks else 0.0, candidates
         except Drop:
             raise

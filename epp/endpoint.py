@@ -9,6 +9,7 @@ index into all arrays, for as long as it is a member; a slot freed by one endpoi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -103,6 +104,22 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens_total: float | None = None
     counts_late: bool = False
     custom: Mapping[str, float] = {}
+
+
+class Holdings(NamedTuple):
+    """What the endpoints are believed to have of one prompt; arrays by slot, of one length, and slots beyond it have nothing.
+
+    `hit_blocks`: leading blocks held. `churn`: how soon a block is missed that a new one pushes out, [0, 1]. `demand`: how often
+    the longest beginning that anybody holds was asked for lately, ≥ 0.
+    """
+
+    hit_blocks: FloatArray
+    churn: FloatArray
+    demand: float
+
+    def widened(self, slots: int) -> Holdings:
+        nothing = np.zeros(slots - len(self.hit_blocks))
+        return Holdings(np.concatenate([self.hit_blocks, nothing]), np.concatenate([self.churn, nothing]), self.demand)
 
 
 class Endpoints:
@@ -290,17 +307,11 @@ class Endpoints:
             self.unreachable[slot] = unreachable
             self._select_reachable()
 
-    def candidates(
-        self,
-        now_s: float,
-        hit_blocks: FloatArray | None = None,
-        slots: IntArray | None = None,
-        churn: FloatArray | None = None,
-    ) -> Candidates:
+    def candidates(self, now_s: float, holdings: Holdings | None = None, slots: IntArray | None = None) -> Candidates:
         """Those of `slots` (all members by default) that can be reached, as a pick sees them; all where none can.
 
-        Trying a server that seems dead beats refusing. `hit_blocks` and `churn` are by slot; slots beyond
-        their ends have none.
+        Trying a server that seems dead beats refusing. `holdings` are what all endpoints are believed to
+        have of the prompt; without them, nothing.
         """
         if slots is None:
             chosen = self.reachable
@@ -309,11 +320,9 @@ class Endpoints:
         else:
             reachable = slots[~self.unreachable[slots]]
             chosen = reachable if len(reachable) else slots
-        if hit_blocks is not None and len(hit_blocks) < len(self._by_slot):
-            hit_blocks = np.concatenate([hit_blocks, np.zeros(self.capacity - len(hit_blocks))])
-        if churn is not None and len(churn) < len(self._by_slot):
-            churn = np.concatenate([churn, np.zeros(self.capacity - len(churn))])
-        return Candidates(self, chosen, now_s, hit_blocks, churn)
+        if holdings is not None and len(holdings.hit_blocks) < len(self._by_slot):
+            holdings = holdings.widened(self.capacity)
+        return Candidates(self, chosen, now_s, holdings)
 
     def derived(self, of: Callable[[Endpoint], float]) -> FloatArray:
         """`of(endpoint)` by slot (NaN where no member is), computed once for a membership."""
@@ -414,21 +423,13 @@ class Candidates:
     A column is gathered when first asked for, so a pick pays only for what its plugins look at.
     """
 
-    __slots__ = ("_cache", "_churn", "_endpoints", "_hit_blocks", "now_s", "slots")
+    __slots__ = ("_cache", "_endpoints", "_holdings", "now_s", "slots")
 
-    def __init__(
-        self,
-        endpoints: Endpoints,
-        slots: IntArray,
-        now_s: float,
-        hit_blocks: FloatArray | None,
-        churn: FloatArray | None,
-    ) -> None:
+    def __init__(self, endpoints: Endpoints, slots: IntArray, now_s: float, holdings: Holdings | None) -> None:
         self._endpoints = endpoints
         self.slots = slots
         self.now_s = now_s
-        self._hit_blocks = hit_blocks
-        self._churn = churn
+        self._holdings = holdings
         self._cache: dict[str, FloatArray] = {}
 
     def __len__(self) -> int:
@@ -448,7 +449,7 @@ class Candidates:
 
     def keep(self, mask: BoolArray) -> Candidates:
         """Those where `mask` (n booleans) is true."""
-        return Candidates(self._endpoints, self.slots[mask], self.now_s, self._hit_blocks, self._churn)
+        return Candidates(self._endpoints, self.slots[mask], self.now_s, self._holdings)
 
     # The columns of the default policy are gathered without a further call: that would cost more than gathering does.
 
@@ -552,22 +553,25 @@ class Candidates:
         """Leading prompt blocks (of `BLOCK_BYTES`) that each is believed to have cached."""
         column = self._cache.get("hit_blocks")
         if column is None:
-            hits = self._hit_blocks
-            column = np.zeros(len(self.slots)) if hits is None else hits[self.slots]
+            held = self._holdings
+            column = np.zeros(len(self.slots)) if held is None else held.hit_blocks[self.slots]
             self._cache["hit_blocks"] = column
         return column
 
     @property
     def churn(self) -> FloatArray:
-        """How soon a block is missed that a new one pushes out of the prefix cache, beside the others': [0, 1], 0 where there is room.
-
-        By what the picker believes of the caches: `PrefixIndex.churn`.
-        """
+        """How soon a block is missed that a new one pushes out of the prefix cache, beside the others': [0, 1], 0 where there is room."""
         column = self._cache.get("churn")
         if column is None:
-            churn = self._churn
-            column = self._cache["churn"] = np.zeros(len(self.slots)) if churn is None else churn[self.slots]
+            held = self._holdings
+            column = np.zeros(len(self.slots)) if held is None else held.churn[self.slots]
+            self._cache["churn"] = column
         return column
+
+    @property
+    def demand(self) -> float:
+        """How often the longest beginning of the prompt that anybody has was asked for lately: `Holdings.demand`."""
+        return 0.0 if self._holdings is None else self._holdings.demand
 
     def adapters(self, index: int) -> Adapters:
         """What endpoint `index` reports of LoRA."""

@@ -36,7 +36,8 @@ class LeastDelayScorer:
         delay *= delay
         delay *= delay
         delay *= uncached
-        square *= uncached - uncached.item(uncached.argmin())
+        avoidable = uncached - uncached.item(uncached.argmin())
+        square *= avoidable
         delay += square
         delay += 1.0
         adapter = candidates.adapter(request.target_model)
@@ -45,6 +46,9 @@ class LeastDelayScorer:
             delay += share * load
             uncached += load
         delay *= candidates.in_flight
+        demand = candidates.demand
+        if demand:
+            uncached -= avoidable * (demand / (demand + len(candidates)))
         delay += uncached * (1.0 + candidates.in_flight_prompts + candidates.churn)
         delay += candidates.in_flight_tokens
         return delay.item(delay.argmin()) / delay

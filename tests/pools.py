@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from epp.endpoint import Adapters, Candidates, Endpoint, Endpoints, IntArray, Report
+from epp.endpoint import Adapters, Candidates, Endpoint, Endpoints, Holdings, IntArray, Report
 from epp.request import Request
 
 NOW_S = 100.0
@@ -49,6 +49,7 @@ class Pool:
         self.endpoints.replace(members)
         self.hits: NDArray[np.float64] = np.zeros(self.endpoints.capacity)
         self.churn: NDArray[np.float64] = np.zeros(self.endpoints.capacity)
+        self.demand = 0.0
 
     def report(self, index: int, report: Report, now_s: float = NOW_S) -> None:
         self.endpoints.report(int(self.endpoints.slots[index]), report, now_s)
@@ -83,6 +84,7 @@ class Pool:
         tokens: Sequence[float] = (),
         hits: Sequence[int] = (),
         churn: Sequence[float] = (),
+        demand: float = 0.0,
     ) -> Pool:
         slots = self.endpoints.slots
         if prompts:
@@ -95,11 +97,12 @@ class Pool:
             self.hits[slots] = hits
         if churn:
             self.churn[slots] = churn
+        self.demand = demand
         return self
 
     def candidates(self, order: Sequence[int] | None = None, now_s: float = NOW_S) -> Candidates:
         slots: IntArray | None = None if order is None else self.endpoints.slots[np.array(order, dtype=np.intp)]
-        return self.endpoints.candidates(now_s, self.hits, slots, self.churn)
+        return self.endpoints.candidates(now_s, Holdings(self.hits, self.churn, self.demand), slots)
 
 
 def random_pool(n: int, seed: int, *, silent: float = 0.0) -> Pool:
@@ -131,4 +134,5 @@ def random_pool(n: int, seed: int, *, silent: float = 0.0) -> Pool:
         tokens=[rng.random() * 2e6 for _ in range(n)],
         hits=[rng.choice((0, 0, 3, 8, 10)) for _ in range(n)],
         churn=[rng.choice((0.0, 0.0, 0.2, 1.0)) for _ in range(n)],
+        demand=rng.choice((0.0, 3.0, 900.0)),
     )

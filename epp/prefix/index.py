@@ -32,7 +32,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from epp.endpoint import CacheConfig
+from epp.endpoint import CacheConfig, Holdings
 from epp.request import BLOCK_BYTES
 
 DEFAULT_BLOCKS = 31_250
@@ -41,9 +41,13 @@ DEFAULT_BLOCKS = 31_250
 DEFAULT_MAX_BLOCKS = 2_000_000
 """Bound on the sum over all endpoints: about 200 MiB; 640 where every prompt is a single block."""
 
+DEMAND_HALF_LIFE = 2000
+"""Prompts of the pool after which one that asked for a prefix counts half in the demand for it."""
+
 BLOCK_TOKENS = BLOCK_BYTES // 4
 """Tokens of text behind one of our blocks, at 4 bytes a token; engines' own blocks are smaller (16 or 32 tokens)."""
 
+_MOST_ASKED = 4 * DEMAND_HALF_LIFE
 _WIDTH = 8
 _SMALL = 24
 """Prompts up to this many blocks are walked block by block: 50 ns each, less than galloping costs."""
@@ -88,6 +92,8 @@ class PrefixIndex:
         self._width = _LEAST_SLOTS
         self._churn: NDArray[np.float64] = np.zeros(self._width)
         self._churn_due = 0
+        # The last fingerprint of a prefix that was asked for → how often, and when last; least recently asked first.
+        self._asked: dict[int, tuple[float, int]] = {}
         self._clock = 0
         self._blocks = 0
 
@@ -119,17 +125,19 @@ class PrefixIndex:
             mask = following
         return hits
 
-    def churn(self) -> NDArray[np.float64]:
-        """By slot, how soon a block is missed that a new one pushes out of the endpoint's cache: [0, 1].
+    def holdings(self, fingerprints: NDArray[np.uint64]) -> Holdings:
+        """What is known of a prompt of one block at least that is about to be sent somewhere. It counts as one that asks for what it matches.
 
-        1 at the endpoint whose next block to leave was used last of all, 1/2 where twice as many prompts came since then, 0 where no block
-        had to leave yet and for slots beyond the array's end. Not to be changed. For n endpoints it is up to n prompts old, at least 8, unless
-        one of them was resized, emptied or forgotten since.
+        Churn is 1 at the endpoint whose next block to leave was used last of all, 1/2 where twice as many prompts came since then, 0 where
+        no block had to leave yet; for n endpoints it is up to n prompts old, at least 8, unless one of them was resized, emptied or
+        forgotten since. In the demand a prompt counts half after `DEMAND_HALF_LIFE` more.
         """
+        hits = self.match(fingerprints)
         if self._clock >= self._churn_due:
             self._churn = self._churn_now()
             self._churn_due = self._clock + max(8, len(self._shelves))
-        return self._churn
+        depth = int(hits.item(hits.argmax()))
+        return Holdings(hits, self._churn, self._ask(fingerprints.item(depth - 1)) if depth else 0.0)
 
     def record(self, slot: int, fingerprints: NDArray[np.uint64]) -> None:
         """The prompt was sent to `slot`: all its blocks are now that endpoint's most recently used, head before tail.
@@ -185,6 +193,16 @@ class PrefixIndex:
             while self._width <= slot:
                 self._width *= 2
         return shelf
+
+    def _ask(self, end: int) -> float:
+        """How often the prefix with this last fingerprint was asked for before."""
+        asked = self._asked
+        times, clock = asked.pop(end, (0.0, self._clock))
+        times *= 0.5 ** ((self._clock - clock) / DEMAND_HALF_LIFE)
+        asked[end] = times + 1.0, self._clock
+        if len(asked) > _MOST_ASKED:
+            del asked[next(iter(asked))]
+        return times
 
     def _churn_now(self) -> NDArray[np.float64]:
         ages = np.full(self._width, inf)

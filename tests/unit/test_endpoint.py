@@ -19,6 +19,7 @@ from epp.endpoint import (
     Endpoint,
     Endpoints,
     FloatArray,
+    Holdings,
     Report,
     host_port,
 )
@@ -257,10 +258,13 @@ def test_hits_and_churn_are_by_slot_and_may_end_early() -> None:
     endpoints.replace([endpoint(number) for number in reversed(range(20))])
     hits = np.array([5, 6, 7], dtype=np.float64)
     expected = [hits[slot] if slot < 3 else 0 for slot in endpoints.slots]
-    assert endpoints.candidates(0.0, hits).hit_blocks.tolist() == expected
-    assert endpoints.candidates(0.0).hit_blocks.tolist() == [0] * 20
-    assert endpoints.candidates(0.0, churn=hits).churn.tolist() == expected
-    assert endpoints.candidates(0.0).churn.tolist() == [0] * 20
+    told = endpoints.candidates(0.0, Holdings(hits, hits / 10, 2.0))
+    assert told.hit_blocks.tolist() == expected
+    assert told.churn.tolist() == [hit / 10 for hit in expected]
+    assert told.demand == 2
+    silent = endpoints.candidates(0.0)
+    assert silent.hit_blocks.tolist() == silent.churn.tolist() == [0] * 20
+    assert silent.demand == 0
 
 
 def test_keep_narrows_every_column_and_keeps_the_order() -> None:
@@ -268,13 +272,14 @@ def test_keep_narrows_every_column_and_keeps_the_order() -> None:
     for slot in range(3):
         endpoints.report(slot, full_report(slot + 1.0), 1.0)
     hits, churn = np.array([1, 2, 3], dtype=np.float64), np.array([0.5, 0.0, 1.0])
-    kept = endpoints.candidates(1.0, hits, churn=churn).keep(np.array([True, False, True]))
+    kept = endpoints.candidates(1.0, Holdings(hits, churn, 7.0)).keep(np.array([True, False, True]))
     assert len(kept) == 2
     assert [kept[0].name, kept[1].name] == ["e1", "e3"]
     assert [e.name for e in kept.members] == ["e1", "e3"]
     assert kept.waiting.tolist() == [1.0, 3.0]
     assert kept.hit_blocks.tolist() == [1, 3]
     assert kept.churn.tolist() == [0.5, 1.0]
+    assert kept.demand == 7
     assert kept.custom("k").tolist() == [1.0, 3.0]
     assert kept.find("default/e3") == 1
     assert kept.find("default/e2") is None

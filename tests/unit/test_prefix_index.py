@@ -84,6 +84,11 @@ def hits(index: PrefixIndex, chain: Chain, slots: int) -> list[int]:
     return result
 
 
+def churn(index: PrefixIndex) -> list[float]:
+    found: list[float] = index.holdings(chain_of("nobody has it")).churn.tolist()
+    return found
+
+
 words = st.one_of(
     st.text(alphabet="ab", min_size=0, max_size=9),
     st.tuples(st.text(alphabet="ab", max_size=3), st.integers(0, 60)).map(lambda parts: parts[0] + "c" * parts[1]),
@@ -142,7 +147,7 @@ class Comparison(RuleBasedStateMachine):
     @invariant()
     def same_churn(self) -> None:
         self.index._churn_due = 0
-        assert self.index.churn().tolist()[:4] == self.model.churn()
+        assert churn(self.index)[:4] == self.model.churn()
 
     def compare(self, word: str) -> None:
         chain = chain_of(word)
@@ -254,11 +259,11 @@ def test_churn_is_where_what_leaves_next_was_used_last() -> None:
     for slot, word in ((0, "abcd"), (1, "abcdef"), (20, "abcdef"), (0, "xyz"), (1, "xyz")):
         index.record(slot, chain_of(word))
     # On 0 what the first prompt has left leaves next, five prompts old, on 1 that of the second, four old; 20 dropped nothing.
-    assert index.churn().tolist() == [0.8, 1.0, *[0.0] * 30]
+    assert churn(index) == [0.8, 1.0, *[0.0] * 30]
     index.resize(1, 9)
-    assert index.churn().tolist() == [1.0, *[0.0] * 31]
+    assert churn(index) == [1.0, *[0.0] * 31]
     index.empty(0)
-    assert not index.churn().any()
+    assert not any(churn(index))
 
 
 def test_churn_is_looked_at_anew_once_in_as_many_prompts_as_there_are_endpoints_and_no_sooner_than_in_eight() -> None:
@@ -266,19 +271,56 @@ def test_churn_is_looked_at_anew_once_in_as_many_prompts_as_there_are_endpoints_
         index = PrefixIndex(default_blocks=3)
         for slot in range(endpoints):
             index.record(slot, chain_of("abc"))
-        assert not index.churn().any()
+        assert not any(churn(index))
         seen = []
         for number in range(prompts):
             index.record(0, chain_of(f"{number:03}"))
-            seen.append(index.churn()[0])
+            seen.append(churn(index)[0])
         assert seen == [*[0.0] * (prompts - 1), 1.0]
+
+
+def demand(index: PrefixIndex, word: str) -> float:
+    return index.holdings(chain_of(word)).demand
+
+
+def test_demand_is_for_the_longest_beginning_that_anybody_has() -> None:
+    index = PrefixIndex()
+    assert demand(index, "abc") == demand(index, "abc") == 0
+    index.record(0, chain_of("ab"))
+    index.record(1, chain_of("abcd"))
+    assert [demand(index, word) for word in ("abx", "aby", "abcz", "abcdefgh", "abz", "abcdef")] == [0, 1, 0, 0, 2, 1]
+
+
+def test_demand_halves_with_the_prompts_of_the_pool() -> None:
+    index = PrefixIndex()
+    index.record(0, chain_of("a"))
+    assert [demand(index, "ab") for _ in range(4)] == [0, 1, 2, 3]
+    for _ in range(module.DEMAND_HALF_LIFE):
+        index.record(1, chain_of("x"))
+    assert demand(index, "ac") == 2
+    assert demand(index, "ac") == 3
+
+
+def test_prefixes_that_are_not_asked_for_again_are_forgotten() -> None:
+    index = PrefixIndex()
+    rest = [chain_of(f"{number:05}") for number in range(module._MOST_ASKED)]
+    index.record(0, chain_of("hot"))
+    for chain in rest:
+        index.record(0, chain)
+    assert demand(index, "hot") == 0
+    for number, chain in enumerate(rest):
+        assert index.holdings(chain).demand == 0
+        assert demand(index, "hot") == number + 1
+    assert len(index._asked) == module._MOST_ASKED
+    assert index.holdings(rest[0]).demand == 0
+    assert index.holdings(rest[-1]).demand == 1
 
 
 def test_where_the_bound_over_all_took_blocks_there_is_churn() -> None:
     index = PrefixIndex(max_blocks=40)
     for slot in range(5):
         index.record(slot, chain_of(chr(ord("a") + slot) * 9))
-    assert index.churn().tolist()[:6] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert churn(index)[:6] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert index.blocks(0) == 4
 
 
