@@ -7,6 +7,10 @@ from epp.scoring import Candidates, FloatArray, Request
 _LOAD_TOKENS = 8192.0
 _SLOT_TOKENS = 32_768.0
 """What an adapter costs, as prompt tokens that take as long to prefill: 0.2 to 0.4 s to load it, seconds until a slot is free."""
+_HOT = 16.0
+"""How often a prefix was asked for lately, per endpoint, where a copy is half for those who ask next."""
+_AT_HOME = 0.1
+"""The part of a prompt that an endpoint is taken to have of what nobody is known to have, where hashing says that it begins there."""
 # By what an endpoint reports of the adapter (nothing, waiting, running), with room for one more and without.
 _ROOM = np.array([_LOAD_TOKENS, _LOAD_TOKENS / 2, 0.0])
 _FULL = np.array([_LOAD_TOKENS + _SLOT_TOKENS, _LOAD_TOKENS / 2, 0.0])
@@ -15,12 +19,14 @@ _FULL = np.array([_LOAD_TOKENS + _SLOT_TOKENS, _LOAD_TOKENS / 2, 0.0])
 class LeastDelayScorer:
     """Prefers the endpoint where the request delays itself and all others least: 1 there, 0.5 where it would twice as much.
 
-    In tokens, backlog + uncached · (1 + prompts in line) + requests in flight · (1 + KV share² · avoidable + KV share¹⁶ · uncached),
-    avoidable being the uncached tokens beyond those of the endpoint that has most of the prompt cached: the request
-    waits for the uncached tokens ahead of it, a token of each answer being written, and its own. Its own, of which the last is
-    never cached, hold up a line as long as the one it joins; as KV memory fills up, they keep those waiting whose answers fill it:
-    the avoidable ones more and more, all of them where it is nearly full. Backlog, line and requests are the picker's own
-    account; where no endpoint tells its KV share, it counts as 0. A LoRA adapter that others report counts where it is not loaded, as
+    In tokens, backlog + uncached · (1 + prompts in line + churn) + requests in flight · (1 + KV share² · avoidable + KV share¹⁶ · (uncached
+    + backlog / prompts in line)), avoidable being the uncached tokens beyond those of the endpoint that has most of the prompt cached: the
+    request waits for the uncached tokens ahead of it, a token of each answer being written, and its own. Its own, of which the last is
+    never cached, hold up a line as long as the one it joins, and push blocks out of the prefix cache, which by the churn are missed; as KV
+    memory fills up, they keep those waiting whose answers fill it: the avoidable ones more and more, all of them where it is nearly full,
+    and with them the prompt in front of the line. Of the avoidable tokens the request itself, the line and the cache bear the part that a
+    prefix in demand leaves them: the others who ask for it find it there. Backlog, line and requests are the picker's own account;
+    where no endpoint tells its KV share, it counts as 0. A LoRA adapter that others report counts where it is not loaded, as
     the tokens that could be prefilled meanwhile: for the request, for the line, and by the KV share for those in flight.
     """
 
@@ -30,25 +36,34 @@ class LeastDelayScorer:
         uncached = np.full(len(candidates), 1.0 + tokens)
         if blocks:
             uncached -= tokens / blocks * candidates.hit_blocks
-        share = candidates.kv_usage
-        square = share * share
-        delay = square * square
-        delay *= delay
-        delay *= delay
-        delay *= uncached
-        avoidable = uncached - uncached.item(uncached.argmin())
-        square *= avoidable
-        delay += square
+        least = uncached.item(uncached.argmin())
+        alike = least == uncached.item(uncached.argmax())
+        if alike and blocks:
+            known = int(candidates.hit_blocks.item(0))
+            if known < blocks:
+                uncached[candidates.home(request.fingerprints.item(known))] -= _AT_HOME * (least - 1.0)
+                least -= _AT_HOME * (least - 1.0)
+        avoidable = uncached - least
+        prompts, backlog = candidates.in_flight_prompts, candidates.in_flight_tokens
+        share, square, sixteenth = candidates.by_reports(_shares)
+        delay: FloatArray = sixteenth * (uncached + backlog / np.maximum(prompts, 1.0))
+        delay += square * avoidable
         delay += 1.0
         adapter = candidates.adapter(request.target_model)
         if adapter is not None:
             load = np.where(candidates.adapter_room, _ROOM.take(adapter), _FULL.take(adapter))
             delay += share * load
             uncached += load
+        elif candidates.demand and not alike:
+            uncached -= avoidable * (candidates.demand / (candidates.demand + _HOT * len(candidates)))
         delay *= candidates.in_flight
-        demand = candidates.demand
-        if demand:
-            uncached -= avoidable * (demand / (demand + len(candidates)))
-        delay += uncached * (1.0 + candidates.in_flight_prompts + candidates.churn)
-        delay += candidates.in_flight_tokens
+        delay += uncached * (1.0 + prompts + candidates.churn)
+        delay += backlog
         return delay.item(delay.argmin()) / delay
+
+
+def _shares(candidates: Candidates) -> FloatArray:
+    """The KV share, its square and its sixteenth power, 3 × n."""
+    share = candidates.kv_usage
+    square = share * share
+    return np.array([share, square, square**8])

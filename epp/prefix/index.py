@@ -25,9 +25,9 @@ Measured by `bench/prefix_index.py` beside an LRU over blocks with the same answ
 from __future__ import annotations
 
 import heapq
+import math
 import sys
 from collections import OrderedDict
-from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,11 +111,14 @@ class PrefixIndex:
 
     def match(self, fingerprints: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Leading blocks held, by slot, whole numbers. Slots beyond the array's end hold nothing."""
+        return self._match(fingerprints)[0]
+
+    def _match(self, fingerprints: NDArray[np.uint64]) -> tuple[NDArray[np.float64], int]:
+        """The hits by slot, and the most of them."""
         hits = np.zeros(self._width)
         n = len(fingerprints)
         if n <= _SMALL:
-            self._match_small(fingerprints.tolist(), hits)
-            return hits
+            return hits, self._match_small(fingerprints.tolist(), hits)
         depth = 0
         mask = self._masks.get(fingerprints.item(0), 0)
         while mask:
@@ -123,7 +126,7 @@ class PrefixIndex:
             following = self._masks.get(fingerprints.item(depth), 0) & mask if depth < n else 0
             _put(hits, mask ^ following, depth)
             mask = following
-        return hits
+        return hits, depth
 
     def holdings(self, fingerprints: NDArray[np.uint64]) -> Holdings:
         """What is known of a prompt of one block at least that is about to be sent somewhere. It counts as one that asks for what it matches.
@@ -132,11 +135,10 @@ class PrefixIndex:
         no block had to leave yet; for n endpoints it is up to n prompts old, at least 8, unless one of them was resized, emptied or
         forgotten since. In the demand a prompt counts half after `DEMAND_HALF_LIFE` more.
         """
-        hits = self.match(fingerprints)
+        hits, depth = self._match(fingerprints)
         if self._clock >= self._churn_due:
             self._churn = self._churn_now()
             self._churn_due = self._clock + max(8, len(self._shelves))
-        depth = int(hits.item(hits.argmax()))
         return Holdings(hits, self._churn, self._ask(fingerprints.item(depth - 1)) if depth else 0.0)
 
     def record(self, slot: int, fingerprints: NDArray[np.uint64]) -> None:
@@ -198,21 +200,21 @@ class PrefixIndex:
         """How often the prefix with this last fingerprint was asked for before."""
         asked = self._asked
         times, clock = asked.pop(end, (0.0, self._clock))
-        times *= 0.5 ** ((self._clock - clock) / DEMAND_HALF_LIFE)
+        times *= math.exp2((clock - self._clock) / DEMAND_HALF_LIFE)
         asked[end] = times + 1.0, self._clock
         if len(asked) > _MOST_ASKED:
             del asked[next(iter(asked))]
         return times
 
     def _churn_now(self) -> NDArray[np.float64]:
-        ages = np.full(self._width, inf)
+        ages = np.full(self._width, math.inf)
         for slot, shelf in self._shelves.items():
             if shelf.full and shelf.prompts:
                 ages[slot] = self._clock + 1 - next(iter(shelf.prompts))
         youngest = ages.min()
-        return youngest / ages if youngest < inf else np.zeros(self._width)
+        return youngest / ages if youngest < math.inf else np.zeros(self._width)
 
-    def _match_small(self, values: list[int], hits: NDArray[np.float64]) -> None:
+    def _match_small(self, values: list[int], hits: NDArray[np.float64]) -> int:
         masks = self._masks
         mask = -1
         for depth, value in enumerate(values):
@@ -222,10 +224,11 @@ class PrefixIndex:
                     following &= mask
                     _put(hits, mask ^ following, depth)
                 if not following:
-                    return
+                    return depth
                 mask = following
         if values:
             _put(hits, mask, len(values))
+        return len(values)
 
     def _end_of_run(self, fingerprints: NDArray[np.uint64], depth: int, n: int, mask: int) -> int:
         """The first index behind `depth` whose mask differs from `mask`, the one at `depth`; n if there is none."""

@@ -621,7 +621,7 @@ FAILURES: dict[str, tuple[str, Callable[[Desk, pytest.MonkeyPatch], None]]] = {
     "fingerprints": ("read", lambda desk, patch: patch.setattr(module, "fingerprints", explode)),
     "estimator": ("read", lambda desk, patch: patch.setattr(desk.estimator, "tokens", explode)),
     "ledger": ("pick", lambda desk, patch: patch.setattr(desk.ledger, "advance", explode)),
-    "index": ("pick", lambda desk, patch: patch.setattr(desk.index, "match", explode)),
+    "index": ("pick", lambda desk, patch: patch.setattr(desk.index, "holdings", explode)),
     "pipeline": ("pick", lambda desk, patch: patch.setattr(desk.pipeline, "pick", explode)),
     "rewrite": ("steer", lambda desk, patch: patch.setattr(module, "rewrite_model", explode)),
     "record": ("record", lambda desk, patch: patch.setattr(desk.index, "record", explode)),

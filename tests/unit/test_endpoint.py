@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -265,6 +267,27 @@ def test_hits_and_churn_are_by_slot_and_may_end_early() -> None:
     silent = endpoints.candidates(0.0)
     assert silent.hit_blocks.tolist() == silent.churn.tolist() == [0] * 20
     assert silent.demand == 0
+
+
+def homes(endpoints: Endpoints) -> list[str]:
+    """Of 4,000 prefixes."""
+    rng, candidates = random.Random(1), endpoints.candidates(0.0)
+    return [candidates[candidates.home(rng.getrandbits(60))].name for _ in range(4000)]
+
+
+def test_a_prefix_has_one_home_in_every_picker_and_each_endpoint_as_many() -> None:
+    found = homes(pool(*range(8)))
+    assert homes(pool(*reversed(range(8)), capacity=8)) == found
+    # 500, give or take five standard deviations.
+    assert all(400 < count < 600 for count in Counter(found).values())
+
+
+def test_a_prefix_moves_only_to_an_endpoint_that_comes_or_from_one_that_goes() -> None:
+    endpoints = pool(*range(8))
+    before = homes(endpoints)
+    endpoints.replace([endpoint(number) for number in range(1, 20)])
+    for old, new in zip(before, homes(endpoints), strict=True):
+        assert old in (new, "e0") or int(new[1:]) >= 8
 
 
 def test_keep_narrows_every_column_and_keeps_the_order() -> None:

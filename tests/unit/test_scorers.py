@@ -158,8 +158,8 @@ def test_least_delay_on_idle_endpoints_is_what_is_uncached() -> None:
 
 def test_least_delay_is_wait_and_own_tokens_and_those_held_up() -> None:
     pool = Pool(2).reported(kv=[0.5, 0.0]).known(in_flight=[8, 3], prompts=[2, 1], tokens=[1000, 800], hits=[5, 0])
-    # 1000 + 321·(1 + 2) + 8·(1 + 0.5¹⁶·321) and 800 + 641·(1 + 1) + 3·1.
-    assert costs(pool) == [1, round(2085 / (1971 + 8 * 321 / 65_536), 6)]
+    # 1000 + 321·(1 + 2) + 8·(1 + 0.5¹⁶·(321 + 1000/2)) and 800 + 641·(1 + 1) + 3·1.
+    assert costs(pool) == [1, round(2085 / (1971 + 8 * 821 / 65_536), 6)]
 
 
 def test_least_delay_counts_avoidable_tokens_by_the_memory_in_use() -> None:
@@ -174,6 +174,23 @@ def test_least_delay_spreads_a_hot_prefix_while_memory_allows() -> None:
         pool = Pool(2).reported(kv=[kv, kv]).known(in_flight=[32, 20], prompts=[4, 0], tokens=[1200, 0], hits=[10, 0])
         # 1200 + 1·5 + 32 and 641 + 20·(1 + 0.15²·640), or 20·(1 + 0.8²·640).
         assert (costs(pool)[1] == 1) is copied
+
+
+def test_least_delay_leaves_a_line_that_waits_for_memory() -> None:
+    """All memory in use, and the prompts in line are as long as this one: the line is 20 answers' wait longer than its tokens say."""
+    pool = Pool(2).reported(kv=[1.0, 0.5])
+    pool.known(in_flight=[40, 40], prompts=[20, 0], tokens=[20 * 600, 0], hits=[10, 0])
+    # 12,000 + 1·21 + 40·(1 + 1·(1 + 600)) and 641 + 40·(1 + 0.5²·640 + 0.5¹⁶·641).
+    assert costs(pool) == [round(36_101 / (7081 + 40 * 641 / 65_536), 6), 1]
+
+
+def test_least_delay_copies_what_all_ask_for_before_anybody_waits() -> None:
+    """10 times as much is cached on 0, where a prompt of a like size is being prefilled: worth a copy if a copy is often used."""
+    pool = Pool(2).known(in_flight=[1, 0], prompts=[1, 0], tokens=[300, 0], hits=[9, 0])
+    # 300 + 65·2 + 1, and 641.
+    assert costs(pool) == [1, round(641 / 431, 6)]
+    # Asked for 96 times by two endpoints: of the 576 avoidable tokens a quarter counts, 65 + 144.
+    assert costs(pool.known(demand=96)) == [round(431 / 209, 6), 1]
 
 
 def test_least_delay_shuns_full_memory_with_a_prompt_that_nobody_has() -> None:
@@ -217,22 +234,34 @@ def test_least_delay_counts_what_an_adapter_costs() -> None:
         loaded, wanted = frozenset(running.split()), frozenset(waiting.split())
         pool.report(index, Report(adapters=Adapters(loaded, wanted, slots)))
     # Loaded, being loaded, to be loaded, and no slot for it, behind the 640 tokens of the prompt.
-    assert costs(pool) == [1, *(round((641 + more) / 641, 6) for more in (4096, 8192, 8192 + 32_768))]
-    assert costs(pool, a_request(model="nobodys")) == [1, 1, 1, 1]
+    dear = [1, *(round((641 + more) / 641, 6) for more in (4096, 8192, 8192 + 32_768))]
+    assert costs(pool, a_request(blocks=0, prompt_tokens=640)) == dear
+    assert costs(pool, a_request(blocks=0, prompt_tokens=640, model="nobodys")) == [1, 1, 1, 1]
 
 
 def test_least_delay_counts_an_adapter_for_those_in_line_and_by_the_memory_in_use_for_those_in_flight() -> None:
     pool = Pool(2).reported(kv=[0.5, 0.5]).known(in_flight=[4, 4], prompts=[1, 1], tokens=[100, 100], hits=[10, 10])
     for index, loaded in enumerate(("llama", "")):
         pool.report(index, Report(adapters=Adapters(frozenset(loaded.split()), frozenset(), 2)))
-    # 100 + 1·2 + 4·(1 + 0.5¹⁶·1), and 8,192·(2 + 4·0.5) more.
-    least = 106 + 4 / 65_536
+    # 100 + 1·2 + 4·(1 + 0.5¹⁶·(1 + 100)), and 8,192·(2 + 4·0.5) more.
+    least = 106 + 4 * 101 / 65_536
     assert costs(pool) == [1, round((least + 8192 * 4) / least, 6)]
 
 
 def test_least_delay_takes_equals_as_equals() -> None:
     pool = Pool(8).known(in_flight=[7] * 8, prompts=[3] * 8, tokens=[12345] * 8, hits=[3] * 8)
-    assert LeastDelayScorer().score(REQUEST, pool.candidates()).tolist() == [1.0] * 8
+    assert LeastDelayScorer().score(a_request(blocks=3), pool.candidates()).tolist() == [1.0] * 8
+
+
+def test_least_delay_takes_a_prefix_that_nobody_has_a_little_sooner_where_hashing_says() -> None:
+    """Two pickers that hear nothing of each other send it there, unless it has to wait there; whoever has it has more than a tenth."""
+    pool = Pool(8).known(tokens=[50] * 8)
+    home = pool.candidates().home(1)
+    assert costs(pool) == [1 if one == home else round(691 / 627, 6) for one in range(8)]
+    assert costs(pool.known(hits=[4] * 8)).index(1) == pool.candidates().home(5)
+    busy = pool.known(hits=[0] * 8, tokens=[115 if one == home else 50 for one in range(8)])
+    assert costs(busy)[home] > 1
+    assert costs(pool.known(tokens=[50] * 8, hits=[2, *[0] * 7])).index(1) == 0
 
 
 def test_active_requests() -> None:
