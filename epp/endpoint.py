@@ -21,6 +21,10 @@ BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
+_REPORTS_COMPARED = 30
+"""Reports of each member over which requests are compared: half a minute by the usual interval."""
+_ALONE = 0.8
+"""Of what the servers tell of, what is ours at least if nobody else sends any: a report is older than our own account."""
 NEVER = -np.inf
 """`updated_s` of an endpoint that has not been scraped yet."""
 
@@ -158,6 +162,10 @@ class Endpoints:
         self.cache: list[CacheConfig | None] = [None] * capacity
         self.custom: dict[str, FloatArray] = {}
         self._derived: dict[Callable[[Endpoint], float], FloatArray] = {}
+        # Requests told of and our own of them, as sums that forget.
+        self._told = self._own = 0.0
+        self.shared = False
+        """Whether the servers tell of clearly more requests than were ours, lately: others send them some as well."""
         self.by_reports: dict[Callable[[Candidates], FloatArray], FloatArray] = {}
         """What `Candidates.by_reports` remembers until the next report."""
         self.slots: IntArray = np.empty(0, dtype=np.intp)
@@ -264,6 +272,7 @@ class Endpoints:
         if report.kv_usage is not None:
             told += report.kv_usage
             self.kv_usage[slot] = report.kv_usage
+        self._compare(slot, report)
         if report.adapters is not None and self._says_more(slot, report.adapters):
             self._set_adapters(slot, report.adapters)
         if report.cache is not None:
@@ -278,6 +287,14 @@ class Endpoints:
         self.updated_s[slot] = now_s
         self.by_reports.clear()
         self.set_unreachable(slot, False)
+
+    def _compare(self, slot: int, report: Report) -> None:
+        if report.running is None or report.waiting is None:
+            return
+        kept = 1.0 - 1.0 / (_REPORTS_COMPARED * max(1, len(self._slot_of)))
+        self._told = self._told * kept + report.running + report.waiting
+        self._own = self._own * kept + self.in_flight.item(slot)
+        self.shared = self._own < _ALONE * self._told
 
     def complete(self) -> bool:
         """Whether every member has said how many requests wait and run and how much KV memory is in use. O(1)."""
@@ -583,6 +600,11 @@ class Candidates:
     def demand(self) -> float:
         """How often the longest beginning of the prompt that anybody has was asked for lately: `Holdings.demand`."""
         return 0.0 if self._holdings is None else self._holdings.demand
+
+    @property
+    def shared(self) -> bool:
+        """Whether others send requests to these servers as well, such as a second picker, which knows nothing of ours."""
+        return self._endpoints.shared
 
     def home(self, fingerprint: int) -> int:
         """The index of the one where a prompt with this next block begins, if nothing else speaks for another.

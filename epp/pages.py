@@ -38,6 +38,7 @@ def _rows(pool: Pool) -> list[dict[str, object]]:
     """What is known of every endpoint: the columns a pick reads."""
     e, now_s = pool.endpoints, asyncio.get_running_loop().time()
     pool.ledger.advance(now_s)
+    churn = pool.index.churn()
     return [
         {
             "pool": pool.name,
@@ -52,6 +53,8 @@ def _rows(pool: Pool) -> list[dict[str, object]]:
             "in_flight_tokens": e.in_flight_tokens.item(slot),
             "prefill_tokens_per_s": round(pool.ledger.prefill_rate(slot)),
             "prefix_blocks": pool.index.blocks(slot),
+            "churn": _number(churn.item(slot)) if slot < len(churn) else 0.0,
+            "shared": e.shared,
             "adapters": sorted(e.adapters[slot].running | e.adapters[slot].waiting),
         }
         for slot, endpoint in zip(e.slots.tolist(), e.members, strict=True)

@@ -37,12 +37,11 @@ class LeastDelayScorer:
         if blocks:
             uncached -= tokens / blocks * candidates.hit_blocks
         least = uncached.item(uncached.argmin())
-        alike = least == uncached.item(uncached.argmax())
-        if alike and blocks:
-            known = int(candidates.hit_blocks.item(0))
-            if known < blocks:
-                uncached[candidates.home(request.fingerprints.item(known))] -= _AT_HOME * (least - 1.0)
-                least -= _AT_HOME * (least - 1.0)
+        begins = candidates.shared and least == uncached.item(uncached.argmax()) and least > 1.0 and blocks > 0
+        if begins:
+            home = candidates.home(request.fingerprints.item(int(candidates.hit_blocks.item(0))))
+            least -= _AT_HOME * (least - 1.0)
+            uncached[home] = least
         avoidable = uncached - least
         prompts, backlog = candidates.in_flight_prompts, candidates.in_flight_tokens
         share, square, sixteenth = candidates.by_reports(_shares)
@@ -54,7 +53,7 @@ class LeastDelayScorer:
             load = np.where(candidates.adapter_room, _ROOM.take(adapter), _FULL.take(adapter))
             delay += share * load
             uncached += load
-        elif candidates.demand and not alike:
+        elif candidates.demand and not begins:
             uncached -= avoidable * (candidates.demand / (candidates.demand + _HOT * len(candidates)))
         delay *= candidates.in_flight
         delay += uncached * (1.0 + prompts + candidates.churn)

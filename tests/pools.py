@@ -85,6 +85,7 @@ class Pool:
         hits: Sequence[int] = (),
         churn: Sequence[float] = (),
         demand: float = 0.0,
+        shared: bool = False,
     ) -> Pool:
         slots = self.endpoints.slots
         if prompts:
@@ -98,6 +99,7 @@ class Pool:
         if churn:
             self.churn[slots] = churn
         self.demand = demand
+        self.endpoints.shared = shared
         return self
 
     def candidates(self, order: Sequence[int] | None = None, now_s: float = NOW_S) -> Candidates:
@@ -135,4 +137,5 @@ def random_pool(n: int, seed: int, *, silent: float = 0.0) -> Pool:
         hits=[rng.choice((0, 0, 3, 8, 10)) for _ in range(n)],
         churn=[rng.choice((0.0, 0.0, 0.2, 1.0)) for _ in range(n)],
         demand=rng.choice((0.0, 3.0, 900.0)),
+        shared=rng.random() < 0.5,
     )

@@ -128,18 +128,25 @@ class PrefixIndex:
             mask = following
         return hits, depth
 
-    def holdings(self, fingerprints: NDArray[np.uint64]) -> Holdings:
-        """What is known of a prompt of one block at least that is about to be sent somewhere. It counts as one that asks for what it matches.
+    def churn(self) -> NDArray[np.float64]:
+        """By slot, how soon a block is missed that a new one pushes out of the endpoint's cache: [0, 1]. Not to be changed.
 
-        Churn is 1 at the endpoint whose next block to leave was used last of all, 1/2 where twice as many prompts came since then, 0 where
-        no block had to leave yet; for n endpoints it is up to n prompts old, at least 8, unless one of them was resized, emptied or
-        forgotten since. In the demand a prompt counts half after `DEMAND_HALF_LIFE` more.
+        1 at the endpoint whose next block to leave was used last of all, 1/2 where twice as many prompts came since then, 0 where no block
+        had to leave yet and beyond the array's end. For n endpoints it is up to n prompts old, at least 8, unless one of them was
+        resized, emptied or forgotten since.
         """
-        hits, depth = self._match(fingerprints)
         if self._clock >= self._churn_due:
             self._churn = self._churn_now()
             self._churn_due = self._clock + max(8, len(self._shelves))
-        return Holdings(hits, self._churn, self._ask(fingerprints.item(depth - 1)) if depth else 0.0)
+        return self._churn
+
+    def holdings(self, fingerprints: NDArray[np.uint64]) -> Holdings:
+        """What is known of a prompt of one block at least that is about to be sent somewhere: it counts as one that asks for what it matches.
+
+        In the demand a prompt counts half after `DEMAND_HALF_LIFE` more of the pool.
+        """
+        hits, depth = self._match(fingerprints)
+        return Holdings(hits, self.churn(), self._ask(fingerprints.item(depth - 1)) if depth else 0.0)
 
     def record(self, slot: int, fingerprints: NDArray[np.uint64]) -> None:
         """The prompt was sent to `slot`: all its blocks are now that endpoint's most recently used, head before tail.

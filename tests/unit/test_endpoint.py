@@ -269,6 +269,29 @@ def test_hits_and_churn_are_by_slot_and_may_end_early() -> None:
     assert silent.demand == 0
 
 
+def test_others_are_seen_by_the_requests_that_are_not_ours_for_a_while() -> None:
+    endpoints = pool(1, 2)
+    endpoints.in_flight[:2] = [5, 3]
+
+    def seen(running: float, rounds: int) -> list[bool]:
+        found = []
+        for _ in range(rounds):
+            for slot in range(2):
+                endpoints.report(slot, Report(waiting=1, running=running), 1.0)
+                endpoints.report(slot, Report(running=100.0), 1.0)
+            found.append(endpoints.candidates(1.0).shared)
+        return found
+
+    assert not endpoints.candidates(0.0).shared
+    # A little more than ours: reports are older than our account.
+    assert not any(seen(3.9, 100))
+    assert not any(seen(3, 200))
+    # As many as ours: others, but not for a moment's sake.
+    began = seen(7, 100).index(True)
+    assert 3 < began < 15
+    assert 10 < seen(3, 200).index(False) < 100
+
+
 def homes(endpoints: Endpoints) -> list[str]:
     """Of 4,000 prefixes."""
     rng, candidates = random.Random(1), endpoints.candidates(0.0)

@@ -250,18 +250,25 @@ def test_least_delay_counts_an_adapter_for_those_in_line_and_by_the_memory_in_us
 
 def test_least_delay_takes_equals_as_equals() -> None:
     pool = Pool(8).known(in_flight=[7] * 8, prompts=[3] * 8, tokens=[12345] * 8, hits=[3] * 8)
-    assert LeastDelayScorer().score(a_request(blocks=3), pool.candidates()).tolist() == [1.0] * 8
+    assert LeastDelayScorer().score(REQUEST, pool.candidates()).tolist() == [1.0] * 8
 
 
-def test_least_delay_takes_a_prefix_that_nobody_has_a_little_sooner_where_hashing_says() -> None:
-    """Two pickers that hear nothing of each other send it there, unless it has to wait there; whoever has it has more than a tenth."""
-    pool = Pool(8).known(tokens=[50] * 8)
-    home = pool.candidates().home(1)
-    assert costs(pool) == [1 if one == home else round(691 / 627, 6) for one in range(8)]
-    assert costs(pool.known(hits=[4] * 8)).index(1) == pool.candidates().home(5)
-    busy = pool.known(hits=[0] * 8, tokens=[115 if one == home else 50 for one in range(8)])
-    assert costs(busy)[home] > 1
-    assert costs(pool.known(tokens=[50] * 8, hits=[2, *[0] * 7])).index(1) == 0
+def test_least_delay_agrees_with_other_pickers_on_where_a_prefix_begins() -> None:
+    """Where nobody has more of the prompt than another, the one that hashing names counts as if it had a tenth of the rest."""
+    pool = Pool(8).known(tokens=[50] * 8, shared=True)
+    first, fifth = (pool.candidates().home(fingerprint) for fingerprint in (1, 5))
+    assert first != fifth
+    assert costs(pool) == [1 if one == first else round(691 / 627, 6) for one in range(8)]
+    # The first four blocks are everywhere, a system prompt say, and asked for all the time: it is the next one that counts.
+    pool.known(tokens=[50] * 8, hits=[4] * 8, demand=10_000, shared=True)
+    assert costs(pool) == [1 if one == fifth else round(435 / 396.6, 6) for one in range(8)]
+    # It is not worth a wait of more than that tenth, nor is it where one has the prompt, and it is nothing where all have all of it.
+    waiting = [115 if one == first else 50 for one in range(8)]
+    assert costs(pool.known(tokens=waiting, hits=[0] * 8, shared=True))[first] > 1
+    other = (first + 1) % 8
+    assert costs(pool.known(tokens=[50] * 8, hits=[2 * (one == other) for one in range(8)], shared=True))[other] == 1
+    assert costs(pool.known(tokens=[50] * 8, hits=[10] * 8, shared=True)) == [1] * 8
+    assert costs(pool.known(tokens=[50] * 8, shared=True), a_request(blocks=0)) == [1] * 8
 
 
 def test_active_requests() -> None:
