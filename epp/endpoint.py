@@ -449,15 +449,20 @@ class Candidates:
     """n endpoints that may be picked, as columns of n values in one order. Read-only for plugins.
 
     A column is gathered when first asked for, so a pick pays only for what its plugins look at.
+
+    `demand`: how often the longest beginning of the prompt that anybody has was asked for lately (`Holdings.demand`). `shared`:
+    whether others send requests to these servers as well, such as a second picker, which knows nothing of ours.
     """
 
-    __slots__ = ("_cache", "_endpoints", "_holdings", "now_s", "slots")
+    __slots__ = ("_cache", "_endpoints", "_holdings", "demand", "now_s", "shared", "slots")
 
     def __init__(self, endpoints: Endpoints, slots: IntArray, now_s: float, holdings: Holdings | None) -> None:
         self._endpoints = endpoints
         self.slots = slots
         self.now_s = now_s
+        self.shared = endpoints.shared
         self._holdings = holdings
+        self.demand = 0.0 if holdings is None else holdings.demand
         self._cache: dict[str, FloatArray] = {}
 
     def __len__(self) -> int:
@@ -595,16 +600,6 @@ class Candidates:
             column = np.zeros(len(self.slots)) if held is None else held.churn[self.slots]
             self._cache["churn"] = column
         return column
-
-    @property
-    def demand(self) -> float:
-        """How often the longest beginning of the prompt that anybody has was asked for lately: `Holdings.demand`."""
-        return 0.0 if self._holdings is None else self._holdings.demand
-
-    @property
-    def shared(self) -> bool:
-        """Whether others send requests to these servers as well, such as a second picker, which knows nothing of ours."""
-        return self._endpoints.shared
 
     def home(self, fingerprint: int) -> int:
         """The index of the one where a prompt with this next block begins, if nothing else speaks for another.

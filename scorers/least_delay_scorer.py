@@ -8,7 +8,7 @@ _LOAD_TOKENS = 8192.0
 _SLOT_TOKENS = 32_768.0
 """What an adapter costs, as prompt tokens that take as long to prefill: 0.2 to 0.4 s to load it, seconds until a slot is free."""
 _HOT = 16.0
-"""How often a prefix was asked for lately, per endpoint, where a copy is half for those who ask next."""
+"""How often a prefix was asked for lately, per endpoint, where a copy is half for those who ask next. Below 1 that is not reckoned."""
 _AT_HOME = 0.1
 """The part of a prompt that an endpoint is taken to have of what nobody is known to have, where hashing says that it begins there."""
 # By what an endpoint reports of the adapter (nothing, waiting, running), with room for one more and without.
@@ -33,9 +33,8 @@ class LeastDelayScorer:
     def score(self, request: Request, candidates: Candidates) -> FloatArray:
         tokens = request.prompt_tokens
         blocks = len(request.fingerprints)
-        uncached = np.full(len(candidates), 1.0 + tokens)
-        if blocks:
-            uncached -= tokens / blocks * candidates.hit_blocks
+        n = len(candidates)
+        uncached = (1.0 + tokens) - tokens / blocks * candidates.hit_blocks if blocks else np.full(n, 1.0 + tokens)
         least = uncached.item(uncached.argmin())
         begins = candidates.shared and least == uncached.item(uncached.argmax()) and least > 1.0 and blocks > 0
         if begins:
@@ -44,25 +43,31 @@ class LeastDelayScorer:
             uncached[home] = least
         avoidable = uncached - least
         prompts, backlog = candidates.in_flight_prompts, candidates.in_flight_tokens
-        share, square, sixteenth = candidates.by_reports(_shares)
-        delay: FloatArray = sixteenth * (uncached + backlog / np.maximum(prompts, 1.0))
-        delay += square * avoidable
+        delay: FloatArray = candidates.by_reports(_square) * avoidable
         delay += 1.0
+        sixteenth = candidates.by_reports(_sixteenth)
+        if len(sixteenth):
+            delay += sixteenth * (uncached + backlog / np.maximum(prompts, 1.0))
         adapter = candidates.adapter(request.target_model)
         if adapter is not None:
             load = np.where(candidates.adapter_room, _ROOM.take(adapter), _FULL.take(adapter))
-            delay += share * load
+            delay += candidates.kv_usage * load
             uncached += load
-        elif candidates.demand and not begins:
-            uncached -= avoidable * (candidates.demand / (candidates.demand + _HOT * len(candidates)))
+        elif candidates.demand > n and not begins:
+            uncached -= avoidable * (candidates.demand / (candidates.demand + _HOT * n))
         delay *= candidates.in_flight
         delay += uncached * (1.0 + prompts + candidates.churn)
         delay += backlog
         return delay.item(delay.argmin()) / delay
 
 
-def _shares(candidates: Candidates) -> FloatArray:
-    """The KV share, its square and its sixteenth power, 3 × n."""
+def _square(candidates: Candidates) -> FloatArray:
     share = candidates.kv_usage
-    square = share * share
-    return np.array([share, square, square**8])
+    return share * share
+
+
+def _sixteenth(candidates: Candidates) -> FloatArray:
+    """Nothing where more than half of all memories is free, and the power less than 2e-5."""
+    share = candidates.kv_usage
+    power: FloatArray = share**16 if share.max() >= 0.5 else np.empty(0)
+    return power

@@ -106,6 +106,8 @@ def endpoints(count: int, now_s: float) -> Endpoints:
             adapters=NO_ADAPTERS,
         )
         pool.report(slot, report, now_s)
+    # What they tell of is nobody's, and the picker alone.
+    pool.shared = False
     return pool
 
 
@@ -223,7 +225,7 @@ def _doors() -> dict[str, tuple[tuple[object, str], ...]]:
         "exchange": ((Exchange, "receive"),),
         "reading the body, fingerprints": ((dispatcher, "parse"), (dispatcher, "fingerprints")),
         "scoring and picking": ((Pipeline, "pick"),),
-        "prefix index": ((PrefixIndex, "match"), (PrefixIndex, "record")),
+        "prefix index": ((PrefixIndex, "holdings"), (PrefixIndex, "record")),
         "ledger": ((Ledger, "take"), (Ledger, "release"), (Ledger, "advance"), (Ledger, "first_token")),
         "usage": ((dispatcher, "usage"),),
         "metrics": tuple(

@@ -136,8 +136,7 @@ class PrefixIndex:
         resized, emptied or forgotten since.
         """
         if self._clock >= self._churn_due:
-            self._churn = self._churn_now()
-            self._churn_due = self._clock + max(8, len(self._shelves))
+            self._look_at_churn()
         return self._churn
 
     def holdings(self, fingerprints: NDArray[np.uint64]) -> Holdings:
@@ -145,8 +144,18 @@ class PrefixIndex:
 
         In the demand a prompt counts half after `DEMAND_HALF_LIFE` more of the pool.
         """
+        if self._clock >= self._churn_due:
+            self._look_at_churn()
         hits, depth = self._match(fingerprints)
-        return Holdings(hits, self.churn(), self._ask(fingerprints.item(depth - 1)) if depth else 0.0)
+        times = 0.0
+        if depth:
+            asked, now, end = self._asked, self._clock, fingerprints.item(depth - 1)
+            times, then = asked.pop(end, (0.0, now))
+            times *= math.exp2((then - now) / DEMAND_HALF_LIFE)
+            asked[end] = times + 1.0, now
+            if len(asked) > _MOST_ASKED:
+                del asked[next(iter(asked))]
+        return Holdings(hits, self._churn, times)
 
     def record(self, slot: int, fingerprints: NDArray[np.uint64]) -> None:
         """The prompt was sent to `slot`: all its blocks are now that endpoint's most recently used, head before tail.
@@ -203,23 +212,14 @@ class PrefixIndex:
                 self._width *= 2
         return shelf
 
-    def _ask(self, end: int) -> float:
-        """How often the prefix with this last fingerprint was asked for before."""
-        asked = self._asked
-        times, clock = asked.pop(end, (0.0, self._clock))
-        times *= math.exp2((clock - self._clock) / DEMAND_HALF_LIFE)
-        asked[end] = times + 1.0, self._clock
-        if len(asked) > _MOST_ASKED:
-            del asked[next(iter(asked))]
-        return times
-
-    def _churn_now(self) -> NDArray[np.float64]:
+    def _look_at_churn(self) -> None:
         ages = np.full(self._width, math.inf)
         for slot, shelf in self._shelves.items():
             if shelf.full and shelf.prompts:
                 ages[slot] = self._clock + 1 - next(iter(shelf.prompts))
         youngest = ages.min()
-        return youngest / ages if youngest < math.inf else np.zeros(self._width)
+        self._churn = youngest / ages if youngest < math.inf else np.zeros(self._width)
+        self._churn_due = self._clock + max(8, len(self._shelves))
 
     def _match_small(self, values: list[int], hits: NDArray[np.float64]) -> int:
         masks = self._masks
