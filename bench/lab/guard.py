@@ -43,7 +43,10 @@ class Case(msgspec.Struct, frozen=True):
 
 CASES = (
     Case("groups", 4, 0.7, 500),
+    Case("groups", 4, 0.55, 500, "two pickers"),
+    Case("sessions", 4, 0.08, 250),
     Case("root", 4, 1.9, 500, "no metrics"),
+    Case("root", 8, 2.0, 500),
     Case("documents", 4, 1.2, 500),
     Case("answers", 4, 6.0, 800),
     Case("adapters", 4, 1.3, 500),

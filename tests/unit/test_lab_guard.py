@@ -24,7 +24,6 @@ from epp.prefix.index import PrefixIndex
 from epp.request import BLOCK_BYTES
 
 KEPT = kept()
-BY_TRACE = {case.trace: case for case in CASES}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -57,18 +56,18 @@ def blocks_in_any_order(patch: pytest.MonkeyPatch) -> None:
         starts = range(0, len(text), BLOCK_BYTES)
         return np.array([xxhash.xxh3_64_intdigest(text[at : at + BLOCK_BYTES]) for at in starts], dtype=np.uint64)
 
-    def match(self: PrefixIndex, fingerprints: NDArray[np.uint64]) -> NDArray[np.float64]:
+    def match(self: PrefixIndex, fingerprints: NDArray[np.uint64]) -> tuple[NDArray[np.float64], int]:
         hits = np.zeros(16)
         for slot, held in holds.setdefault(id(self), {}).items():
             hits[slot] = sum(value in held for value in fingerprints.tolist())
-        return hits
+        return hits, int(hits.max())
 
     def record(self: PrefixIndex, slot: int, fingerprints: NDArray[np.uint64]) -> None:
         holds.setdefault(id(self), {}).setdefault(slot, set()).update(fingerprints.tolist())
 
     holds: dict[int, dict[int, set[int]]] = {}
     patch.setattr("epp.dispatcher.fingerprints", unchained)
-    patch.setattr(PrefixIndex, "match", match)
+    patch.setattr(PrefixIndex, "_match", match)
     patch.setattr(PrefixIndex, "record", record)
 
 
@@ -84,6 +83,19 @@ def decode_ignored(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Ledger, "first_token", ends_there)
     patch.setattr(Endpoints, "report", hides)
+
+
+def nothing_is_pushed_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PrefixIndex, "_look_at_churn", lambda self: None)
+
+
+def demand_unheard(patch: pytest.MonkeyPatch) -> None:
+    holdings = PrefixIndex.holdings
+    patch.setattr(PrefixIndex, "holdings", lambda self, prompt: holdings(self, prompt)._replace(demand=0.0))
+
+
+def others_unseen(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Endpoints, "_compare", lambda self, slot, told: None)
 
 
 def turned(number: int) -> Callable[[pytest.MonkeyPatch], None]:
@@ -107,6 +119,9 @@ MISTAKES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Sequence[str]]] 
     "the first of equals is taken": (first_of_equals, ("root", "adapters", "conversation")),
     "hits count in any order": (blocks_in_any_order, ("documents", "conversation")),
     "decode counts for nothing": (decode_ignored, ("root", "adapters", "answers")),
+    "what is pushed out counts for nothing": (nothing_is_pushed_out, ("sessions",)),
+    "nobody hears what is in demand": (demand_unheard, ("root",)),
+    "other pickers are not seen": (others_unseen, ("groups",)),
     **{
         f"{name} is turned round": (turned(number), ("groups", "adapters", "answers"))
         for number, (name, _) in enumerate(PROFILE.scorers)
@@ -118,5 +133,5 @@ MISTAKES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Sequence[str]]] 
 def test_a_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, traces = MISTAKES[mistake]
     plant(monkeypatch)
-    cases = [BY_TRACE[name] for name in traces]
+    cases = [case for case in CASES if case.trace in traces]
     assert any(lost(measure(case), KEPT[str(case)]) for case in cases), f"{mistake}, and no case became worse"
