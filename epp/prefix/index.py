@@ -210,6 +210,8 @@ class PrefixIndex:
             shelf = self._shelves[slot] = _Shelf(slot, self._default_blocks)
             while self._width <= slot:
                 self._width *= 2
+                # As long as the hits from here on.
+                self._churn_due = 0
         return shelf
 
     def _look_at_churn(self) -> None:

@@ -280,6 +280,15 @@ def test_churn_is_looked_at_anew_once_in_as_many_prompts_as_there_are_endpoints_
         assert seen == [*[0.0] * (prompts - 1), 1.0]
 
 
+def test_holdings_are_of_one_length_when_a_slot_beyond_it_is_heard_of() -> None:
+    index = PrefixIndex()
+    assert len(index.holdings(chain_of("abc")).churn) == 16
+    for slot in (16, 100, 999):
+        index.record(slot, chain_of("abc"))
+        held = index.holdings(chain_of("abc"))
+        assert len(held.churn) == len(held.hit_blocks) > slot
+
+
 def demand(index: PrefixIndex, word: str) -> float:
     return index.holdings(chain_of(word)).demand
 
