@@ -92,8 +92,9 @@ class PrefixIndex:
         self._width = _LEAST_SLOTS
         self._churn: NDArray[np.float64] = np.zeros(self._width)
         self._churn_due = 0
-        # The last fingerprint of a prefix that was asked for → how often, and when last; least recently asked first.
-        self._asked: dict[int, tuple[float, int]] = {}
+        # The last fingerprint of a prefix that was asked for → how often, and when last; least recently asked first. A dict finds its first
+        # item only behind the gaps that removed ones left: 3 µs, 0.2 here.
+        self._asked: OrderedDict[int, tuple[float, int]] = OrderedDict()
         self._clock = 0
         self._blocks = 0
 
@@ -154,7 +155,7 @@ class PrefixIndex:
             times *= math.exp2((then - now) / DEMAND_HALF_LIFE)
             asked[end] = times + 1.0, now
             if len(asked) > _MOST_ASKED:
-                del asked[next(iter(asked))]
+                asked.popitem(last=False)
         return Holdings(hits, self._churn, times)
 
     def record(self, slot: int, fingerprints: NDArray[np.uint64]) -> None:
