@@ -36,7 +36,9 @@ class LeastDelayScorer:
         n = len(candidates)
         uncached = (1.0 + tokens) - tokens / blocks * candidates.hit_blocks if blocks else np.full(n, 1.0 + tokens)
         least = uncached.item(uncached.argmin())
-        begins = candidates.shared and least == uncached.item(uncached.argmax()) and least > 1.0 and blocks > 0
+        begins = (
+            candidates.shared and least == uncached.item(uncached.argmax()) and candidates.hit_blocks.item(0) < blocks
+        )
         if begins:
             home = candidates.home(request.fingerprints.item(int(candidates.hit_blocks.item(0))))
             least -= _AT_HOME * (least - 1.0)

@@ -271,6 +271,12 @@ def test_least_delay_agrees_with_other_pickers_on_where_a_prefix_begins() -> Non
     assert costs(pool.known(tokens=[50] * 8, shared=True), a_request(blocks=0)) == [1] * 8
 
 
+def test_least_delay_knows_a_whole_prompt_by_its_blocks() -> None:
+    """447 / 11 · 11 is less than 447: by the tokens something would be left, and its next block is none."""
+    pool = Pool(2).known(hits=[11, 11], tokens=[9, 0], shared=True)
+    assert costs(pool, a_request(blocks=11, prompt_tokens=447)) == [10, 1]
+
+
 def test_active_requests() -> None:
     pool = Pool(3).known(in_flight=[0, 2, 8])
     assert scores(ActiveRequestScorer(), pool) == [1, 0.75, 0]
