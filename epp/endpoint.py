@@ -96,6 +96,7 @@ ADAPTER_RUNNING = 2
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One scrape of one server. None means that the page did not have it; the last known value stays.
 
+    `running_is_total`: `running` counts all requests since the server started, not those of now.
     `prompt_tokens_total` and `cached_tokens_total` are the server's own counters since it started (prompt tokens
     seen; of them, found in its prefix cache); where it `counts_late`, a prompt is in them when its answer ends, else with
     its first token. `custom` holds `customMetrics` by attribute key.
@@ -103,6 +104,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     waiting: float | None = None
     running: float | None = None
+    running_is_total: bool = False
     kv_usage: float | None = None
     adapters: Adapters | None = None
     cache: CacheConfig | None = None
@@ -289,7 +291,7 @@ class Endpoints:
         self.set_unreachable(slot, False)
 
     def _compare(self, slot: int, report: Report) -> None:
-        if report.running is None or report.waiting is None:
+        if report.running is None or report.waiting is None or report.running_is_total:
             return
         kept = 1.0 - 1.0 / (_REPORTS_COMPARED * max(1, len(self._slot_of)))
         self._told = self._told * kept + report.running + report.waiting

@@ -20,6 +20,8 @@ NOTHING = Report()
 """What a page without any known family reads as."""
 
 _MAX_BLOCKS = 1 << 40
+_COUNTERS = frozenset({"nv_inference_exec_count"})
+"""Of what stands for requests running, what counts all since the server's start: Triton has nothing better."""
 
 
 class CustomMetric(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
@@ -166,6 +168,7 @@ class PageReader:
 
         self._waiting = families(engine.waiting)
         self._running = families(engine.running)
+        self._running_is_total = any(one.name in _COUNTERS for one in engine.running)
         self._kv_usage = families(engine.kv_usage)
         self._lora = families(engine.lora)
         self._cache_info = families(engine.cache_info)
@@ -184,9 +187,11 @@ class PageReader:
         if len(page) > MAX_PAGE_BYTES:
             return NOTHING
         prompt_tokens = _total(_series(self._prompt_tokens, page))
+        running = _total(_series(self._running, page))
         return Report(
             waiting=_total(_series(self._waiting, page)),
-            running=_total(_series(self._running, page)),
+            running=running,
+            running_is_total=self._running_is_total and running is not None,
             kv_usage=_mean_share(_series(self._kv_usage, page)),
             adapters=self._adapters(page),
             cache=self._cache(page),

@@ -292,6 +292,15 @@ def test_others_are_seen_by_the_requests_that_are_not_ours_for_a_while() -> None
     assert 10 < seen(3, 200).index(False) < 100
 
 
+def test_who_counts_all_requests_since_its_start_says_nothing_of_others() -> None:
+    endpoints = pool(1)
+    for total in range(10):
+        endpoints.report(0, Report(waiting=1.0, running=100.0 * total, running_is_total=True), 1.0)
+    assert not endpoints.shared
+    endpoints.report(0, Report(waiting=1.0, running=100.0), 1.0)
+    assert endpoints.shared
+
+
 def homes(endpoints: Endpoints) -> list[str]:
     """Of 4,000 prefixes."""
     rng, candidates = random.Random(1), endpoints.candidates(0.0)

@@ -88,7 +88,7 @@ def test_ranks_of_one_server_add_up() -> None:
         ),
         ("triton-tensorrt-llm", Report(waiting=4.0, running=8.0, kv_usage=0.25, cache=CacheConfig(64, 6400))),
         ("trtllm-serve", Report(waiting=2.0, running=9.0, kv_usage=0.125, cache=CacheConfig(32, 2048))),
-        ("triton", Report(waiting=6.0, running=19.0)),
+        ("triton", Report(waiting=6.0, running=19.0, running_is_total=True)),
     ],
 )
 def test_other_engines(engine: str, report: Report) -> None:
@@ -217,6 +217,10 @@ def test_cache_configuration_that_is_none(value: str) -> None:
 
 def test_a_page_beyond_the_limit_says_nothing() -> None:
     assert read(b"vllm:num_requests_waiting 4\n" + b"#" * MAX_PAGE_BYTES) == NOTHING
+
+
+def test_a_page_of_something_else_says_nothing() -> None:
+    assert all(read(b"go_threads 4\n", name) == NOTHING for name in BUILT_IN)
 
 
 def test_a_million_series_are_not_all_read() -> None:
