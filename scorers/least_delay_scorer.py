@@ -69,7 +69,7 @@ def _square(candidates: Candidates) -> FloatArray:
 
 
 def _sixteenth(candidates: Candidates) -> FloatArray:
-    """Nothing where more than half of all memories is free, and the power less than 2e-5."""
+    """Empty where every one has more than half of its memory free: the power is less than 2e-5 there."""
     share = candidates.kv_usage
     power: FloatArray = share**16 if share.max() >= 0.5 else np.empty(0)
     return power
