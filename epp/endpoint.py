@@ -96,7 +96,8 @@ ADAPTER_RUNNING = 2
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One scrape of one server. None means that the page did not have it; the last known value stays.
 
-    `running_is_total`: `running` counts all requests since the server started, not those of now.
+    `running_is_total`: `running` counts all requests since the server started, not those of now. `idles_late`: it may be above 0 for
+    half a minute after the last of them.
     `prompt_tokens_total` and `cached_tokens_total` are the server's own counters since it started (prompt tokens
     seen; of them, found in its prefix cache); where it `counts_late`, a prompt is in them when its answer ends, else with
     its first token. `custom` holds `customMetrics` by attribute key.
@@ -105,6 +106,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     waiting: float | None = None
     running: float | None = None
     running_is_total: bool = False
+    idles_late: bool = False
     kv_usage: float | None = None
     adapters: Adapters | None = None
     cache: CacheConfig | None = None
@@ -293,9 +295,13 @@ class Endpoints:
     def _compare(self, slot: int, report: Report) -> None:
         if report.running is None or report.waiting is None or report.running_is_total:
             return
+        own = self.in_flight.item(slot)
+        # What it tells of may be ours, over by now: below the knee a picker alone would take itself for one of several.
+        if report.idles_late and not own:
+            return
         kept = 1.0 - 1.0 / (_REPORTS_COMPARED * max(1, len(self._slot_of)))
         self._told = self._told * kept + report.running + report.waiting
-        self._own = self._own * kept + self.in_flight.item(slot)
+        self._own = self._own * kept + own
         self.shared = self._own < _ALONE * self._told
 
     def complete(self) -> bool:

@@ -22,6 +22,8 @@ NOTHING = Report()
 _MAX_BLOCKS = 1 << 40
 _COUNTERS = frozenset({"nv_inference_exec_count"})
 """Of what stands for requests running, what counts all since the server's start: Triton has nothing better."""
+_FROZEN = frozenset({"sglang:num_running_reqs"})
+"""And what stays as it was for up to 30 s once nothing runs: idle, SGLang sets its gauges no oftener than that."""
 
 
 class CustomMetric(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
@@ -169,6 +171,7 @@ class PageReader:
         self._waiting = families(engine.waiting)
         self._running = families(engine.running)
         self._running_is_total = any(one.name in _COUNTERS for one in engine.running)
+        self._idles_late = any(one.name in _FROZEN for one in engine.running)
         self._kv_usage = families(engine.kv_usage)
         self._lora = families(engine.lora)
         self._cache_info = families(engine.cache_info)
@@ -192,6 +195,7 @@ class PageReader:
             waiting=_total(_series(self._waiting, page)),
             running=running,
             running_is_total=self._running_is_total and running is not None,
+            idles_late=self._idles_late and running is not None,
             kv_usage=_mean_share(_series(self._kv_usage, page)),
             adapters=self._adapters(page),
             cache=self._cache(page),

@@ -301,6 +301,19 @@ def test_who_counts_all_requests_since_its_start_says_nothing_of_others() -> Non
     assert endpoints.shared
 
 
+def test_where_a_server_is_late_to_say_that_it_is_idle_only_those_with_requests_of_ours_are_compared() -> None:
+    endpoints = pool(1, 2)
+    endpoints.in_flight[0] = 3
+    late = Report(waiting=0.0, running=3.0, idles_late=True)
+    for slot in (0, 1, 0, 1):
+        endpoints.report(slot, late, 1.0)
+        assert not endpoints.shared
+    endpoints.in_flight[1] = 1
+    endpoints.report(1, late, 1.0)
+    endpoints.report(1, late, 1.0)
+    assert endpoints.shared
+
+
 def homes(endpoints: Endpoints) -> list[str]:
     """Of 4,000 prefixes."""
     rng, candidates = random.Random(1), endpoints.candidates(0.0)

@@ -79,6 +79,7 @@ def test_ranks_of_one_server_add_up() -> None:
             Report(
                 waiting=5.0,
                 running=11.0,
+                idles_late=True,
                 kv_usage=0.28,
                 cache=CacheConfig(1, 120832),
                 prompt_tokens_total=8128902.0,
