@@ -27,6 +27,8 @@ of 64 KiB of nothing else would take 30 ms."""
 
 REMEMBERED_STRING_BYTES = 128
 
+_SHIFTS = (0, 7, 14, 21, 28)
+
 _STATIC: tuple[Field, ...] = (*HeaderTable.STATIC_TABLE,)
 
 
@@ -126,12 +128,12 @@ class Decoder:
 
 
 def _integer(block: bytes, position: int, mask: int) -> tuple[int, int]:
-    """An integer with a prefix of `mask` (section 5.1), at most 28 bits beyond it."""
+    """An integer with a prefix of `mask` (section 5.1), at most five octets beyond it: as in the library, and 35 bits."""
     value = block[position] & mask
     position += 1
     if value < mask:
         return value, position
-    for shift in (0, 7, 14, 21):
+    for shift in _SHIFTS:
         byte = block[position]
         position += 1
         value += (byte & 0x7F) << shift

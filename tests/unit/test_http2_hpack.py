@@ -252,6 +252,15 @@ def test_a_field_larger_than_the_table_empties_it() -> None:
         decoder.decode(b"\xbe")
 
 
+@pytest.mark.parametrize("first", [b"\x3f", b"\xff", b"\x7f", b"\x0f", b"\x40\x7f"], ids=bytes.hex)
+@pytest.mark.parametrize("last", [b"\x00", b"\x01", b"\x7f"], ids=bytes.hex)
+def test_numbers_in_more_octets_than_they_need_are_those_of_the_library(first: bytes, last: bytes) -> None:
+    for octets in range(8):
+        for each in (b"\x80", b"\xff"):
+            block = first + each * octets + last + text(b"v" * 200)
+            assert by_ours(Decoder(LIMIT), block) == by_library(hpack.Decoder(max_header_list_size=LIMIT), block)
+
+
 @pytest.mark.parametrize(
     "block",
     [
