@@ -194,13 +194,22 @@ def _as_file(secret: bytes) -> Iterator[str]:
         yield file.name
 
 
+def _no_pass_phrase() -> str:
+    """Asked for by OpenSSL, which else asks the terminal, and the loop waits."""
+    raise TlsError("the private key is encrypted, and nobody is there to give a pass phrase")
+
+
 def load(context: ssl.SSLContext, identity: Identity) -> None:
-    """Have `context` show `identity`. Raises TlsError where its parts do not fit together."""
-    with _as_file(identity.key + b"\n" + identity.certificate) as path:
-        try:
-            context.load_cert_chain(path)
-        except (ssl.SSLError, ValueError) as error:
-            raise TlsError(f"certificate and key do not fit together: {error}") from error
+    """Have `context` show `identity`. Raises TlsError where its parts do not fit together, the key is encrypted, or the system gives no file for it."""
+    try:
+        with _as_file(identity.key + b"\n" + identity.certificate) as path:
+            context.load_cert_chain(path, password=_no_pass_phrase)
+    except TlsError:
+        raise
+    except (ssl.SSLError, ValueError) as error:
+        raise TlsError(f"certificate and key do not fit together: {error}") from error
+    except OSError as error:
+        raise TlsError(f"the certificate cannot be loaded: {error}") from error
 
 
 class _Newest(ssl.SSLContext):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import ipaddress
 import os
 import ssl
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from epp.extproc import tls
 from tests.certificates import Authority
@@ -118,6 +120,45 @@ def test_a_missing_or_unfit_pair_is_refused(tmp_path: Path) -> None:
         tls.server_context(tls.Terms(tls.Identity(one.certificate, other.key)))
     with pytest.raises(tls.TlsError, match="do not fit"):
         tls.server_context(tls.Terms(tls.Identity(b"", b"")))
+
+
+def encrypted(identity: tls.Identity) -> tls.Identity:
+    key = serialization.load_pem_private_key(identity.key, None)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"open sesame"),
+    )
+    return tls.Identity(identity.certificate, secret)
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_pass_phrase(tmp_path: Path) -> None:
+    identity = tls.self_signed(CURRENT)
+    write(tmp_path, identity)
+    follower = following(tmp_path)
+    write(tmp_path, encrypted(identity))
+    with pytest.raises(tls.TlsError, match="encrypted"):
+        follower.look()
+    assert follower.terms.identity == identity
+
+
+def test_a_system_without_files_for_us_leaves_the_last_good_terms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, tls.self_signed(CURRENT))
+    follower = following(tmp_path)
+    second = tls.self_signed(CURRENT)
+    write(tmp_path, second)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "memfd_create", full)
+        with pytest.raises(tls.TlsError, match="Too many open files"):
+            follower.look()
+    assert follower.look()
+    assert follower.terms.identity == second
 
 
 def test_a_client_ca_shuts_out_strangers(tmp_path: Path) -> None:
