@@ -94,6 +94,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Announced; HTTP/2 allows 16 KiB to 16 MiB. A frame is held until it is whole, and Envoy sends none above 16 KiB."""
     max_header_list_bytes: int = 64 * 1024
     """Announced, and the limit on an encoded block too. Envoy forwards at most 60 KiB of request headers by default."""
+    max_open_header_bytes: int = 32 * MIB
+    """Header fields of all open streams together, counted as in a list: 3 KiB for each of the most there may be. Envoy's calls have
+    half a KiB. A stream beyond is refused: without an end, a list of 2,000 fields each would hold 1.4 GB."""
     max_continuations: int = 16
     """CONTINUATION frames of one block: a block of the largest size in frames of 4 KiB."""
     remembered_blocks: int = 16
@@ -194,6 +197,7 @@ class Connection:
         self._rest = b""
         self._greeted = False
         self._streams: dict[int, _Stream] = {}
+        self._header_bytes = 0
         self._last_id = 0
         self._refused_from = MAX_STREAM_ID
         self._ended_by_peer: deque[int] = deque(maxlen=256)
@@ -354,7 +358,6 @@ class Connection:
             except StreamFault as error:
                 if error.limit:
                     self._hit(error.limit)
-                self._spend_chatter()
                 self._reset(error.stream_id, error.code, events)
         return position
 
@@ -601,11 +604,15 @@ class Connection:
         call = self._blocks.remembered.get(block)
         if call is None:
             call = self._read_call(stream_id, block)
+        limits, list_bytes = self._limits, call.list_bytes
         if stream_id > self._refused_from:
-            raise StreamFault(stream_id, Code.REFUSED_STREAM)
-        if len(self._streams) >= self._limits.max_concurrent_streams:
-            raise StreamFault(stream_id, Code.REFUSED_STREAM, "max_concurrent_streams")
-        stream = _Stream(stream_id, call, self._limits.stream_window_bytes, self._peer_window, call.body_bytes)
+            raise self._in_vain(stream_id, Code.REFUSED_STREAM, list_bytes)
+        if len(self._streams) >= limits.max_concurrent_streams:
+            raise self._in_vain(stream_id, Code.REFUSED_STREAM, list_bytes, "max_concurrent_streams")
+        if self._header_bytes + list_bytes > limits.max_open_header_bytes:
+            raise self._in_vain(stream_id, Code.REFUSED_STREAM, list_bytes, "max_open_header_bytes")
+        self._header_bytes += list_bytes
+        stream = _Stream(stream_id, call, limits.stream_window_bytes, self._peer_window, call.body_bytes)
         self._streams[stream_id] = stream
         if call.http_status == 200:
             events.append(Opened(stream_id, call.path, call.timeout_s))
@@ -617,16 +624,22 @@ class Connection:
             self._end(stream, events)
 
     def _on_trailers(self, flags: int, stream: _Stream, block: bytes, events: list[Event]) -> None:
-        headers = self._read_fields(block)
+        fields = self._read_fields(block)
+        list_bytes = self._blocks.list_bytes
         if stream.remote_done:
-            raise StreamFault(stream.id, Code.STREAM_CLOSED)
+            raise self._in_vain(stream.id, Code.STREAM_CLOSED, list_bytes)
         if not flags & END_STREAM or stream.body_left:
-            raise StreamFault(stream.id, Code.PROTOCOL_ERROR)
+            raise self._in_vain(stream.id, Code.PROTOCOL_ERROR, list_bytes)
         try:
-            read_trailers(headers)
+            read_trailers(fields)
         except Malformed:
-            raise StreamFault(stream.id, Code.PROTOCOL_ERROR) from None
+            raise self._in_vain(stream.id, Code.PROTOCOL_ERROR, list_bytes) from None
         self._end(stream, events)
+
+    def _in_vain(self, stream_id: int, code: Code, list_bytes: int, limit: str = "") -> StreamFault:
+        """The fault of a stream whose header fields were read for nothing, which is counted."""
+        self._spend_chatter(list_bytes // 1024)
+        return StreamFault(stream_id, code, limit)
 
     def _block_out_of_place(self, stream_id: int, block: bytes) -> None:
         """A header block on a stream that is over. One in flight when we closed is no error, but feeds the decoder."""
@@ -649,8 +662,7 @@ class Connection:
         try:
             return self._blocks.call(block)
         except Malformed:
-            self._spend_chatter(self._blocks.list_bytes // 1024)
-            raise StreamFault(stream_id, Code.PROTOCOL_ERROR) from None
+            raise self._in_vain(stream_id, Code.PROTOCOL_ERROR, self._blocks.list_bytes) from None
         except TooLarge as error:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error), "max_header_list_bytes") from None
         except HpackError as error:
@@ -672,7 +684,7 @@ class Connection:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
         stream = self._streams.get(stream_id)
         if stream is None or not stream.heard:
-            self._spend_chatter(1 if stream is None else 1 + stream.call.list_bytes // 1024)
+            self._spend_chatter(_cost_of_end(stream))
         if stream is not None:
             stream.remote_done = True
             self._lose(stream, events)
@@ -952,6 +964,7 @@ class Connection:
     def _forget(self, stream: _Stream) -> None:
         stream_id = stream.id
         del self._streams[stream_id]
+        self._header_bytes -= stream.call.list_bytes
         self._waiting.pop(stream_id, None)
         (self._ended_by_peer if stream.remote_done else self._abandoned).append(stream_id)
         self._queued -= stream.queued
@@ -963,8 +976,9 @@ class Connection:
             stream.buffer = None
 
     def _reset(self, stream_id: int, code: Code, events: list[Event]) -> None:
-        self._put_reset(stream_id, code)
         stream = self._streams.get(stream_id)
+        self._spend_chatter(_cost_of_end(stream))
+        self._put_reset(stream_id, code)
         if stream is not None:
             self._lose(stream, events)
 
@@ -978,7 +992,7 @@ class Connection:
         self._streams.clear()
         self._waiting.clear()
         self._rest = b""
-        self._queued = self._assembling = 0
+        self._header_bytes = self._queued = self._assembling = 0
         return events
 
     def _fail(self, error: ConnectionFault, events: list[Event]) -> None:
@@ -987,6 +1001,11 @@ class Connection:
         self._failed = self.leaving = True
         self._out.append(goaway(self._last_id, error.code, error.reason))
         events += self._lose_all()
+
+
+def _cost_of_end(stream: _Stream | None) -> int:
+    """What a stream's end before its time counts as chatter: more where no message has made up for its header fields."""
+    return 1 if stream is None or stream.heard else 1 + stream.call.list_bytes // 1024
 
 
 _ON_FRAME: dict[int, Callable[[Connection, int, int, bytes, list[Event]], None]] = {

@@ -100,6 +100,34 @@ FLOODS: dict[str, tuple[Callable[[Victim], Iterator[bytes]], int]] = {
         lambda victim: (frame(1, 4, number, victim.wide + b"\0\1A\0") for number in count(20_001, 2)),
         BURST // 10,
     ),
+    "refused streams with headers that take a byte each": (
+        lambda victim: (frame(1, 4, number, victim.block + NARROW) for number in count(20_001, 2)),
+        BURST // 63,
+    ),
+    "trailers that end nothing and take a byte each": (
+        lambda victim: (
+            part
+            for number in count(20_001, 2)
+            for part in (frame(1, 4, number, victim.block), frame(1, 4, number, NARROW))
+        ),
+        2 * (BURST // 62),
+    ),
+    "malformed trailers that take a byte each": (
+        lambda victim: (
+            part
+            for number in count(20_001, 2)
+            for part in (frame(1, 4, number, victim.block), frame(1, 5, number, NARROW + b"\0\1A\0"))
+        ),
+        2 * (BURST // 62),
+    ),
+    "streams that end by an error, with headers that take a byte each": (
+        lambda victim: (
+            part
+            for number in count(20_001, 2)
+            for part in (frame(1, 4, number, victim.block + NARROW), frame(8, 0, number, bytes(4)))
+        ),
+        2 * (BURST // 63),
+    ),
     "goodbyes": (lambda victim: (frame(7, 0, 0, bytes(8)) for _ in count()), BURST),
 }
 
@@ -107,12 +135,13 @@ FLOODS: dict[str, tuple[Callable[[Victim], Iterator[bytes]], int]] = {
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_ends_after_its_allowance(flood: str) -> None:
     frames, allowed = FLOODS[flood]
-    victim = Victim()
+    victim = Victim(Limits(max_concurrent_streams=1) if "refused" in flood else None)
     victim.open(5_000 if "5,000" in flood or "many" in flood else 1)
     if "closed" in flood:
         victim.connection.receive(frame(3, 0, 1, bytes(4)), 0.0)
     assert victim.taken(frames(victim), 3 * allowed) <= allowed + 2
-    assert victim.hits == {"chatter_burst": 1}
+    assert victim.hits["chatter_burst"] == 1
+    assert victim.hits.keys() <= {"chatter_burst", "max_concurrent_streams"}
     assert victim.code() == CALM
     assert victim.connection.open_streams == 0
 
@@ -164,6 +193,35 @@ def test_ten_thousand_open_streams_cost_a_kibibyte_each_and_the_next_is_refused(
     assert not victim.connection.closing
 
 
+def test_the_header_fields_of_all_open_streams_have_a_limit_together() -> None:
+    """A thousand short names in each call, another in the next: 20 times what they count in is held, were there no end."""
+    victim = Victim()
+    names = b"".join(b"\0\3%03d\0" % number for number in range(1_000))
+    tracemalloc.start()
+    try:
+        for number in range(2_000):
+            wide = victim.block + names + b"\0\1x\4%04d" % number
+            victim.connection.receive(frame(1, 4, 2 * number + 1, wide), 0.0)
+            if victim.hits:
+                break
+        held_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    opened = victim.connection.open_streams
+    assert opened == Limits().max_open_header_bytes // victim.connection._streams[1].call.list_bytes
+    assert victim.hits == {"max_open_header_bytes": 1}
+    assert held_bytes < 3 * Limits().max_open_header_bytes
+    # One that ends makes room for another.
+    end = 2 * opened + 1
+    for number, hits in ((2, 2), (4, 2), (6, 3)):
+        if number == 4:
+            victim.connection.receive(frame(3, 0, 1, bytes(4)), 0.0)
+        victim.connection.receive(frame(1, 4, end + number, wide), 0.0)
+        assert victim.hits == {"max_open_header_bytes": hits}
+    assert victim.connection.open_streams == opened
+    assert not victim.connection.closing
+
+
 def test_unfinished_messages_cost_what_they_hold_and_no_more() -> None:
     """Slow bodies: a thousand streams with a message begun; what is held is what came."""
     victim = Victim()
@@ -202,6 +260,10 @@ LIMITED: dict[str, tuple[Limits, bytes]] = {
     "max_concurrent_streams": (
         Limits(max_concurrent_streams=1),
         frame(1, 4, 1, Victim().block) + frame(1, 4, 3, Victim().block),
+    ),
+    "max_open_header_bytes": (
+        Limits(max_open_header_bytes=10_000),
+        frame(1, 4, 1, Victim().wide),
     ),
     "max_message_bytes": (
         Limits(max_message_bytes=4),
