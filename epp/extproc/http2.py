@@ -67,6 +67,13 @@ from epp.extproc.hpack import Field, HpackError, TooLarge
 MIB = 1 << 20
 LARGE_READ_BYTES = 16_384
 
+TEXT_UNFOLDS = 32
+"""Times its size. What gzip makes of JSON and prompts unfolds to three to ten times, and what unfolds to more is counted."""
+DEFLATE_UNFOLDS = 1_032
+"""Times its size, at most: the format can say no more."""
+UNFOLDED_BYTES_PER_CHATTER = 16_384
+"""They take 50 µs."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one connection may ask of us, and how many there may be. Sizes are bytes; each default says why."""
@@ -107,7 +114,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Frames that ask for work and bring no message (PING, SETTINGS, PRIORITY, empty DATA and empty messages, a reset
     before any message, WINDOW_UPDATE beyond what our answers call for, unknown types, errors) tolerated at once; beyond
     that the connection ends with ENHANCE_YOUR_CALM. What costs more counts for more: header fields for nothing one more
-    for each KiB of their list, SETTINGS one more for each 16 of them, a changed initial window one more for each 100 open streams."""
+    for each KiB of their list, SETTINGS one more for each 16 of them, a changed initial window one more for each 100
+    open streams, a gzip message one for each 16 KiB that it unfolds to beyond 32 times its size."""
     chatter_per_s: float = 1_000.0
     """Rate at which that allowance comes back: about 0.2 % of a core, far above keep-alive and bandwidth probes."""
     answer_bytes_per_update: int = 64
@@ -523,8 +531,11 @@ class Connection:
         try:
             plain = inflater.decompress(message, limit + 1)
         except zlib.error:
+            # It may have come to this at its last byte.
+            self._spend_unfolded(len(message), min(limit, DEFLATE_UNFOLDS * len(message)))
             self._refuse(stream, Status.INTERNAL, "message is not valid gzip", events)
             return False
+        self._spend_unfolded(len(message), len(plain))
         if len(plain) > limit:
             self._refuse_size(stream, events)
             return False
@@ -533,6 +544,9 @@ class Connection:
             return False
         events.append(Received(stream.id, plain))
         return True
+
+    def _spend_unfolded(self, packed_bytes: int, plain_bytes: int) -> None:
+        self._spend_chatter(max(0, plain_bytes - TEXT_UNFOLDS * packed_bytes) // UNFOLDED_BYTES_PER_CHATTER)
 
     def _refuse_size(self, stream: _Stream, events: list[Event]) -> None:
         limit = self._limits.max_message_bytes

@@ -5,6 +5,7 @@ Floods of the common kinds are in `test_http2.py`; here is what they cost, and t
 
 from __future__ import annotations
 
+import gzip
 import struct
 import tracemalloc
 from collections import Counter
@@ -144,6 +145,43 @@ def test_a_flood_ends_after_its_allowance(flood: str) -> None:
     assert victim.hits.keys() <= {"chatter_burst", "max_concurrent_streams"}
     assert victim.code() == CALM
     assert victim.connection.open_streams == 0
+
+
+BOMB = gzip.compress(bytes(4 << 20), 9)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [BOMB, BOMB[:-8] + bytes(8), BOMB[:-8], gzip.compress(bytes(8 << 20), 9)],
+    ids=["whole", "wrong at its end", "cut short", "too large"],
+)
+def test_gzip_that_unfolds_as_no_text_does_is_counted(packed: bytes) -> None:
+    """4 to 8 KB that take 13 ms each."""
+    victim = Victim(Limits(max_message_bytes=4 << 20))
+    calls = untabled([*FIELDS, ("grpc-encoding", "gzip")])
+    frames = (
+        frame(1, 4, number, calls) + frame(0, 1, number, struct.pack(">BL", 1, len(packed)) + packed)
+        for number in count(1, 2)
+    )
+    assert victim.taken(frames, 100) <= BURST // 230
+    assert victim.hits["chatter_burst"] == 1
+    assert victim.code() == CALM
+
+
+def test_gzip_of_text_is_not_counted() -> None:
+    victim = Victim(Limits(chatter_burst=10))
+    calls = untabled([*FIELDS, ("grpc-encoding", "gzip")])
+    packed = gzip.compress(
+        b"".join(b'{"role": "user", "content": "turn %d of many"}, ' % turn for turn in range(9_000))
+    )
+    assert len(packed) < 30_000
+    frames = struct.pack(">BL", 1, len(packed)) + packed
+    for number in range(1, 201, 2):
+        victim.connection.receive(frame(1, 4, number, calls), 0.0)
+        for at in range(0, len(frames), 16_000):
+            events = victim.connection.receive(frame(0, 0, number, frames[at : at + 16_000]), 0.0)
+        assert isinstance(events[0], Received)
+    assert not victim.hits
 
 
 def test_headers_and_data_on_streams_that_we_closed_are_counted() -> None:
