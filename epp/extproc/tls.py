@@ -47,6 +47,10 @@ SUITES = {
 _OF_TLS13 = frozenset(("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"))
 
 
+_NO_CERTIFICATE = (ValueError, x509.InvalidVersion)
+"""What `cryptography` raises, the second being no ValueError."""
+
+
 class TlsError(ValueError):
     """TLS cannot be set up as asked. The message names the file or the flag's value."""
 
@@ -106,7 +110,7 @@ def read_identity(directory: Path) -> Identity:
         x509.load_pem_x509_certificate(identity.certificate)
     except OSError as error:
         raise TlsError(f"cannot read the certificate: {error}") from error
-    except ValueError as error:
+    except _NO_CERTIFICATE as error:
         raise TlsError(f"{certificate} is no certificate: {error}") from error
     return identity
 
@@ -172,7 +176,7 @@ def expires(identity: Identity) -> datetime.datetime:
     """When the leaf certificate ends, UTC. Raises TlsError where it is no certificate."""
     try:
         return x509.load_pem_x509_certificate(identity.certificate).not_valid_after_utc
-    except ValueError as error:
+    except _NO_CERTIFICATE as error:
         raise TlsError(f"this is no certificate: {error}") from error
 
 

@@ -161,6 +161,19 @@ def test_a_system_without_files_for_us_leaves_the_last_good_terms(
     assert follower.terms.identity == second
 
 
+def test_a_certificate_with_a_wrong_byte_is_refused_as_such(tmp_path: Path) -> None:
+    """The byte is its version."""
+    identity = tls.self_signed(CURRENT)
+    damaged = bytearray(der(identity.certificate))
+    damaged[damaged.index(b"\xa0\x03\x02\x01\x02") + 4] = 9
+    pem = ssl.DER_cert_to_PEM_cert(bytes(damaged)).encode()
+    write(tmp_path, tls.Identity(pem, identity.key))
+    with pytest.raises(tls.TlsError, match="no certificate"):
+        tls.read_identity(tmp_path)
+    with pytest.raises(tls.TlsError, match="no certificate"):
+        tls.expires(tls.Identity(pem, identity.key))
+
+
 def test_a_client_ca_shuts_out_strangers(tmp_path: Path) -> None:
     identity, friend, stranger = (tls.self_signed(CURRENT) for _ in range(3))
     context = tls.server_context(tls.Terms(identity, "Főtanúsítvány\n".encode() + friend.certificate))

@@ -13,6 +13,7 @@ import pytest
 from epp.extproc import tls
 from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
+from epp.observe.logs import Every
 from epp.observe.metrics import Metrics
 from epp.settings import Settings
 from epp.trust import Trust
@@ -108,6 +109,32 @@ def test_a_new_certificate_is_shown_and_its_end_told(files: Files, port: str) ->
     days = 100 if port == "ext_proc" else 5
     ends = datetime.datetime.now(datetime.UTC) + days * DAY
     assert abs(gauge.read() - ends.timestamp()) < 3600
+
+
+def test_no_message_tells_what_a_key_is(files: Files, port: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is wrong with it: cut short, another's, damaged, in the certificate's place, the two swapped."""
+    directory = files.serving if port == "ext_proc" else files.metrics
+    certificate, key = (directory / "tls.crt").read_bytes(), (directory / "tls.key").read_bytes()
+    another = files.servers.issue(["localhost"]).key
+    secret = [line.decode() for one in (key, another) for line in one.splitlines()[1:-1]]
+    trust = files.trust(reload=True)
+    for shown in (
+        (certificate, key[:-60]),
+        (certificate, another),
+        (certificate, key[:90] + b"AAAA" + key[94:]),
+        (key, key),
+        (key, certificate),
+    ):
+        for name, content in zip(("tls.crt", "tls.key"), shown, strict=True):
+            (directory / name).write_bytes(content)
+        with pytest.raises(tls.TlsError) as refused:
+            files.trust(reload=True)
+        trust._every = Every(60.0)
+        caplog.clear()
+        trust.look()
+        assert "the last good certificates" in caplog.text
+        for told in (str(refused.value), caplog.text):
+            assert not [line for line in secret if line in told]
 
 
 def test_what_cannot_be_used_is_said_once_and_the_last_good_stays(
