@@ -130,7 +130,7 @@ def server_context(
     terms: Terms, min_version: str = "VersionTLS12", cipher_suites: Iterable[str] = (), protocol: str = "h2"
 ) -> ssl.SSLContext:
     """A context that negotiates `protocol` by ALPN, without compression. Clients have to show a certificate that one of the
-    authorities signed, where there are any.
+    authorities signed, where there are any, at each handshake anew.
 
     Raises TlsError for an unknown version or suite, an identity that does not fit together, or authorities that are none.
     """
@@ -149,6 +149,9 @@ def server_context(
         except (ValueError, ssl.SSLError) as error:
             raise TlsError(f"the client CA cannot be used: {error}") from error
         context.verify_mode = ssl.CERT_REQUIRED
+        # A session would let its client in for two hours more, whatever has become of its certificate.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
     load(context, terms.identity)
     return context
 
@@ -219,8 +222,7 @@ def load(context: ssl.SSLContext, identity: Identity) -> None:
 class _Newest(ssl.SSLContext):
     """For servers, which take one context for ever: each handshake goes by the one that is `newest` when it begins.
 
-    Changing a context in place would not do. It forgets no authority, and takes clients back by session tickets whose
-    certificates it would not take any more.
+    Changing a context in place would not do: it forgets no authority.
     """
 
     newest: ssl.SSLContext

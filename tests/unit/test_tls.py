@@ -265,21 +265,18 @@ def test_changed_authorities_are_believed_and_those_before_are_not(tmp_path: Pat
     assert [*map(welcome, clients)] == [True, False]
 
 
-def test_a_client_that_is_believed_no_more_is_not_let_in_by_an_old_session(tmp_path: Path) -> None:
-    identity, first, second = (tls.self_signed(CURRENT) for _ in range(3))
-    write(tmp_path, identity)
-    (tmp_path / "ca.crt").write_bytes(first.certificate)
-    follower = following(tmp_path)
-    client = trusting(identity.certificate)
-    # Here a session is there when the handshake is.
-    client.maximum_version = ssl.TLSVersion.TLSv1_2
-    tls.load(client, first)
-    before, _ = shake_hands(follower.context, client)
-    assert shake_hands(follower.context, client, before)[0].session_reused
-    (tmp_path / "ca.crt").write_bytes(second.certificate)
-    assert follower.look()
-    with pytest.raises(ssl.SSLError):
-        shake_hands(follower.context, client, before)
+def test_a_client_that_has_to_show_a_certificate_shows_it_each_time() -> None:
+    """An old session knows nothing of authorities that are believed no more, and of certificates that are over."""
+    identity, friend = (tls.self_signed(CURRENT) for _ in range(2))
+    for authorities, goes_on in ((None, True), (friend.certificate, False)):
+        context = tls.server_context(tls.Terms(identity, authorities))
+        client = trusting(identity.certificate)
+        tls.load(client, friend)
+        # Here a session is there when the handshake is.
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        before, _ = shake_hands(context, client)
+        assert shake_hands(context, client, before)[0].session_reused is goes_on
+        assert (context.num_tickets > 0) is goes_on
 
 
 def test_names_are_the_alternative_ones_of_every_kind() -> None:
