@@ -2,15 +2,17 @@
 
     python -m bench.lab.markdown [DIRECTORY]
 
-prints tables of the results kept there: each trace on plain servers of the usual number, smaller and larger pools and variations, the requirements and
-what misses them, and the bounds.
+prints tables of the results kept there: each trace on plain servers of the usual number, smaller and larger pools and variations, all cells in one
+number for each policy, the requirements and what misses them, and the bounds.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 
@@ -94,6 +96,21 @@ def _ratio_to_best(contenders: Mapping[str, Standing]) -> str:
     return _told(ratio(contenders[DEFAULT], best, "ttft_p90")) if best else _NOTHING
 
 
+def overall(table: Table) -> Iterator[str]:
+    """Each policy's p90 TTFT ÷ that of the cell's best rival: the geometric mean over the cells in which it ran, the least first."""
+    logs: dict[str, list[float]] = {}
+    for contenders in table.values():
+        best = best_rival(contenders) if DEFAULT in contenders else None
+        if best is None:
+            continue
+        for name, one in contenders.items():
+            logs.setdefault(name, []).append(math.log(ratio(one, best, "ttft_p90").mean))
+    yield "| policy | cells | p90 ÷ the best rival's |"
+    yield "|---|---|---|"
+    for factor, name, cells in sorted((math.exp(fmean(found)), name, len(found)) for name, found in logs.items()):
+        yield f"| {name} | {cells} | {factor:.2f} |"
+
+
 def requirements(found: Iterable[Verdict]) -> Iterator[str]:
     """`surely` are misses beyond the interval."""
     yield "| required | cells | held | missed, of these surely | the worst |"
@@ -160,7 +177,8 @@ def main(arguments: Sequence[str]) -> int:
     found = verdicts(table)
     kept = directory / "lab-oracle.json"
     bounds = msgspec.json.decode(kept.read_bytes(), type=list[Bound]) if kept.exists() else []
-    for part in (plain_cells(table), varied_cells(table), requirements(found), misses(found), limits(table, bounds)):
+    tables = (plain_cells(table), varied_cells(table), overall(table))
+    for part in (*tables, requirements(found), misses(found), limits(table, bounds)):
         sys.stdout.write("\n".join(part) + "\n\n")
     return 0
 

@@ -15,7 +15,7 @@ from bench.lab.cells import SETS, VARIATIONS, WORKLOADS, Cell, scene
 from bench.lab.contenders import CONTENDERS, DEFAULT
 from bench.lab.heats import close, is_heat, qualified, starters
 from bench.lab.knee import bisect, expected, key
-from bench.lab.markdown import limits, misses, plain_cells, requirements, varied_cells
+from bench.lab.markdown import limits, misses, overall, plain_cells, requirements, varied_cells
 from bench.lab.oracle import GREEDY, POOLED, Bound
 from bench.lab.outcome import Estimate, Standing, by_cell, estimate, levels, numbers, ratio, standings
 from bench.lab.record import Outcome, Record
@@ -311,6 +311,20 @@ class TestMarkdown:
         head, _, *rows = varied_cells(self.table())
         assert head == "| what differs | root |"
         assert rows == ["| 4 servers | 1.3: 0.75 ± 3 |", "| lean | 1.3: 0.75 ± 3 |"]
+
+    def test_all_cells_in_one_number_are_the_geometric_mean_beside_the_best_rival_of_each(self) -> None:
+        table = self.table()
+        table[self.small]["Llumnix"] = standing(self.small, "Llumnix", ttft_p90=8.0)
+        table[self.lean][DEFAULT] = standing(self.lean, DEFAULT, ttft_p90=6.0)
+        table[self.lean]["LMETRIC"] = standing(self.lean, "LMETRIC", ttft_p90=2.0)
+        # Ours 0.75, 0.75 and 3.
+        assert list(overall(table))[2:] == [
+            "| LMETRIC | 3 | 1.00 |",
+            f"| {DEFAULT} | 3 | 1.19 |",
+            "| Llumnix | 1 | 4.00 |",
+        ]
+        del table[self.plain]["LMETRIC"], table[self.small][DEFAULT], table[self.lean]["LMETRIC"]
+        assert list(overall(table))[2:] == []
 
     def test_requirements_name_the_worst_and_misses_all(self) -> None:
         table = self.table()
