@@ -20,6 +20,7 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 
+MOST_PREFILLED = 0.75
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _REPORTS_COMPARED = 30
 """Reports of each member over which requests are compared: half a minute by the usual interval."""
@@ -159,6 +160,11 @@ class Endpoints:
         self.in_flight_tokens: FloatArray = np.zeros(capacity)
         self.picked_since_report: FloatArray = np.zeros(capacity)
         self.prefill_rate: FloatArray = np.full(capacity, np.nan)
+        # The line of waiting prompts: uncached tokens of one in the mean, when it was last known to move, and its tokens a second since,
+        # 0 until that was measured.
+        self.line_prompt: FloatArray = np.zeros(capacity)
+        self.line_s: FloatArray = np.zeros(capacity)
+        self.line_rate: FloatArray = np.zeros(capacity)
         self.adapters: list[Adapters] = [NO_ADAPTERS] * capacity
         # True until a server says otherwise: vLLM names its slots only after its first request for an adapter.
         self.adapter_room: BoolArray = np.ones(capacity, dtype=np.bool_)
@@ -417,6 +423,7 @@ class Endpoints:
         for unknown in (self.waiting, self.running, self.kv_usage, *self.custom.values()):
             unknown[slot] = np.nan
         self.prefill_rate[slot] = np.nan
+        self.line_prompt[slot] = self.line_s[slot] = self.line_rate[slot] = 0.0
         for nothing in (self.in_flight, self.in_flight_prompts, self.in_flight_tokens, self.picked_since_report):
             nothing[slot] = 0.0
         self.updated_s[slot] = NEVER
@@ -445,6 +452,9 @@ class Endpoints:
             for column in (self.in_flight, self.in_flight_prompts, self.in_flight_tokens, self.picked_since_report)
         )
         self.prefill_rate = np.concatenate([self.prefill_rate, np.full(old, np.nan)])
+        self.line_prompt, self.line_s, self.line_rate = (
+            np.concatenate([column, np.zeros(old)]) for column in (self.line_prompt, self.line_s, self.line_rate)
+        )
         self.adapter_room = np.concatenate([self.adapter_room, np.ones(old, dtype=np.bool_)])
         self._adapter_columns = {
             name: np.concatenate([column, np.zeros(old, dtype=np.int8)])
@@ -524,6 +534,27 @@ class Candidates:
         column = self._cache.get("in_flight_tokens")
         if column is None:
             column = self._cache["in_flight_tokens"] = self._endpoints.in_flight_tokens[self.slots]
+        return column
+
+    @property
+    def backlog(self) -> FloatArray:
+        """`in_flight_tokens` less what the prompt in front of the line has behind it by now.
+
+        That is believed by the rate that was measured, since the line was last known to move, and of a prompt as long as the mean
+        in line no more than `MOST_PREFILLED`: whose prompt is done, begins to answer.
+        """
+        endpoints, slots, tokens = self._endpoints, self.slots, self.in_flight_tokens
+        done = self.now_s - endpoints.line_s[slots]
+        done *= endpoints.line_rate[slots]
+        left: FloatArray = tokens - np.minimum(done, MOST_PREFILLED * self.line_prompt)
+        return left
+
+    @property
+    def line_prompt(self) -> FloatArray:
+        """Uncached tokens of a prompt that waits there, in the mean; 0 where none does."""
+        column = self._cache.get("line_prompt")
+        if column is None:
+            column = self._cache["line_prompt"] = self._endpoints.line_prompt[self.slots]
         return column
 
     @property

@@ -1,7 +1,7 @@
 """What we sent where and what is not over yet: requests and uncached prompt tokens in flight, by endpoint.
 
 Scraped load is old the moment it arrives; what was picked is known at once. `Ledger` is the only writer of the columns
-`in_flight`, `in_flight_prompts`, `in_flight_tokens`, `picked_since_report` and `prefill_rate` of `Endpoints`. Requests are released by the exchange's end. Tokens are
+`in_flight`, `in_flight_prompts`, `in_flight_tokens`, `line_prompt`, `line_rate`, `line_s`, `picked_since_report` and `prefill_rate` of `Endpoints`. Requests are released by the exchange's end. Tokens are
 released at the first piece of the answer where it is seen, and by estimate where it is hidden:
 
 **The line.** Per endpoint all uncached prompt tokens sent there stand in one line, first come first served, and the server
@@ -67,6 +67,7 @@ class _Account:
         "busy_tokens",
         "done_total",
         "due_s",
+        "endpoints",
         "guessed",
         "hidden",
         "in_flight",
@@ -91,7 +92,8 @@ class _Account:
         "was_waiting",
     )
 
-    def __init__(self, slot: int, incarnation: int, rate: float) -> None:
+    def __init__(self, endpoints: Endpoints, slot: int, incarnation: int, rate: float) -> None:
+        self.endpoints = endpoints
         self.slot = slot
         self.incarnation = incarnation
         # The columns.
@@ -133,7 +135,7 @@ class _Account:
 
     def place(self, position: float, now_s: float) -> None:
         self.served = position
-        self.served_s = now_s
+        self.served_s = self.endpoints.line_s[self.slot] = now_s
 
     def sample(self, tokens: float, seconds: float) -> None:
         """Take a stretch of busy time into the rate. Place the line at the present time as well: it moves at the new rate."""
@@ -290,7 +292,8 @@ class Ledger:
     def _account(self, slot: int) -> _Account:
         account = self._accounts.get(slot)
         if account is None or self._endpoints.incarnation.item(slot) != account.incarnation:
-            account = self._accounts[slot] = _Account(slot, self._endpoints.incarnation.item(slot), self._start_rate)
+            account = _Account(self._endpoints, slot, self._endpoints.incarnation.item(slot), self._start_rate)
+            self._accounts[slot] = account
         return account
 
     def _lives(self, account: _Account) -> bool:
@@ -321,6 +324,7 @@ class Ledger:
             endpoints.in_flight_prompts[slot] = account.prompts
         account.answer_tokens += entry.answer_tokens
         endpoints.in_flight_tokens[slot] = account.tokens + account.answer_tokens
+        endpoints.line_prompt[slot] = account.tokens / account.prompts if account.prompts else 0.0
         entry.end = account.sent
         if entry.held and not entry.visible:
             account.hidden.append(entry)
@@ -372,6 +376,7 @@ class Ledger:
     def _write_held(self, account: _Account) -> None:
         self._endpoints.in_flight_prompts[account.slot] = account.prompts
         self._endpoints.in_flight_tokens[account.slot] = account.tokens + account.answer_tokens
+        self._endpoints.line_prompt[account.slot] = account.tokens / account.prompts if account.prompts else 0.0
 
     # --- the line ----------------------------------------------------------------------------------------------------
 
@@ -416,7 +421,7 @@ class Ledger:
 
     def _sample(self, account: _Account, tokens: float, seconds: float) -> None:
         account.sample(tokens, seconds)
-        self._endpoints.prefill_rate[account.slot] = account.rate
+        self._endpoints.prefill_rate[account.slot] = self._endpoints.line_rate[account.slot] = account.rate
 
     def _settle(self, account: _Account, number: int, until_s: float, now_s: float) -> None:
         """Hidden entries up to `number` that were taken before `until_s` are done."""

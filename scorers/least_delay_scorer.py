@@ -20,14 +20,16 @@ class LeastDelayScorer:
     """Prefers the endpoint where the request delays itself and all others least: 1 there, 0.5 where it would twice as much.
 
     In tokens, backlog + uncached · (1 + prompts in line + churn) + requests in flight · (1 + KV share² · avoidable + KV share¹⁶ · (uncached
-    + backlog / prompts in line)), avoidable being the uncached tokens beyond those of the endpoint that has most of the prompt cached: the
-    request waits for the uncached tokens ahead of it, a token of each answer being written, and its own. Its own, of which the last is
-    never cached, hold up a line as long as the one it joins, and push blocks out of the prefix cache, which by the churn are missed; as KV
-    memory fills up, they keep those waiting whose answers fill it: the avoidable ones more and more, all of them where it is nearly full,
-    and with them the prompt in front of the line. Of the avoidable tokens the request itself, the line and the cache bear the part that a
-    prefix in demand leaves them: the others who ask for it find it there. Backlog, line and requests are the picker's own account;
-    where no endpoint tells its KV share, it counts as 0. A LoRA adapter that others report counts where it is not loaded, as
-    the tokens that could be prefilled meanwhile: for the request, for the line, and by the KV share for those in flight.
+    + a mean prompt in line)), avoidable being the uncached tokens beyond those of the endpoint that has most of the prompt cached: the
+    request waits for the uncached tokens ahead of it, less what the prompt in front has behind it, a token of each answer being written,
+    and its own. Its own, of which the last is never cached, hold up a line as long as the one it joins, and push blocks out of the prefix
+    cache, which by the churn are missed; as KV memory fills up, they keep those waiting whose answers fill it: the avoidable ones more and
+    more, all of them where it is nearly full, and with them the prompt in front of the line. Of the avoidable tokens the request itself,
+    the line and the cache bear the part that a prefix in demand leaves them: the others who ask for it find it there. Backlog, line and
+    requests are the picker's own account; where no endpoint tells its KV share, it counts as 0. A LoRA adapter that others report counts
+    where it is not loaded, as the tokens that could be prefilled meanwhile: for the request, for the line, and by the KV share for those
+    in flight. Where others send requests to the same servers and nobody has more of the prompt than another, the one that hashing names
+    counts as if it had a tenth of the rest.
     """
 
     def score(self, request: Request, candidates: Candidates) -> FloatArray:
@@ -44,12 +46,12 @@ class LeastDelayScorer:
             least -= _AT_HOME * (least - 1.0)
             uncached[home] = least
         avoidable = uncached - least
-        prompts, backlog = candidates.in_flight_prompts, candidates.in_flight_tokens
+        prompts, backlog = candidates.in_flight_prompts, candidates.backlog
         delay: FloatArray = candidates.by_reports(_square) * avoidable
         delay += 1.0
         sixteenth = candidates.by_reports(_sixteenth)
         if len(sixteenth):
-            delay += sixteenth * (uncached + backlog / np.maximum(prompts, 1.0))
+            delay += sixteenth * (uncached + candidates.line_prompt)
         adapter = candidates.adapter(request.target_model)
         if adapter is not None:
             load = np.where(candidates.adapter_room, _ROOM.take(adapter), _FULL.take(adapter))

@@ -50,6 +50,7 @@ class Pool:
         self.hits: NDArray[np.float64] = np.zeros(self.endpoints.capacity)
         self.churn: NDArray[np.float64] = np.zeros(self.endpoints.capacity)
         self.demand = 0.0
+        self.endpoints.line_s[:] = NOW_S
 
     def report(self, index: int, report: Report, now_s: float = NOW_S) -> None:
         self.endpoints.report(int(self.endpoints.slots[index]), report, now_s)
@@ -94,6 +95,8 @@ class Pool:
             self.endpoints.in_flight[slots] = in_flight
         if tokens:
             self.endpoints.in_flight_tokens[slots] = tokens
+        waiting = np.maximum(self.endpoints.in_flight_prompts, 1.0)
+        self.endpoints.line_prompt[:] = self.endpoints.in_flight_tokens / waiting
         if hits:
             self.hits[slots] = hits
         if churn:

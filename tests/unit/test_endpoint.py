@@ -335,6 +335,17 @@ def test_a_prefix_moves_only_to_an_endpoint_that_comes_or_from_one_that_goes() -
         assert old in (new, "e0") or int(new[1:]) >= 8
 
 
+def test_the_backlog_is_less_what_the_front_of_the_line_has_behind_it_by_now() -> None:
+    endpoints = pool(*range(6))
+    endpoints.in_flight_tokens[:6] = [900, 900, 900, 900, 400, 0]
+    endpoints.line_prompt[:6] = [300, 300, 300, 900, 400, 0]
+    endpoints.line_s[:6] = [8.0, 9.9, 9.9, 9.9, 10.0, 5.0]
+    endpoints.line_rate[:6] = [1000, 1000, 0, 1000, 1000, 1000]
+    # At most three quarters of the mean of 300, then 100 in a tenth of a second, none by no rate, none in no time, none of nothing.
+    assert endpoints.candidates(10.0).backlog.tolist() == pytest.approx([675, 800, 900, 800, 400, 0])
+    assert endpoints.candidates(10.0).in_flight_tokens.tolist() == [900, 900, 900, 900, 400, 0]
+
+
 def test_keep_narrows_every_column_and_keeps_the_order() -> None:
     endpoints = pool(1, 2, 3)
     for slot in range(3):

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from epp.endpoint import Endpoint, Endpoints, Report
+from epp.endpoint import MOST_PREFILLED, Endpoint, Endpoints, Report
 from epp.ledger import LEAST_RATE, LEAST_SAMPLE_TOKENS, MOST_RATE, SETTLE_S, Entry, Ledger, Mark
 
 START_RATE = 10_000.0
@@ -158,6 +158,18 @@ class AnyOrder(RuleBasedStateMachine):
         for slot in self.endpoints.slots.tolist():
             assert LEAST_RATE <= self.ledger.prefill_rate(slot) <= MOST_RATE
 
+    @invariant()
+    def of_the_front_no_more_is_believed_done_than_time_and_a_mean_prompt_allow(self) -> None:
+        e = self.endpoints
+        for slot, left in zip(e.slots.tolist(), e.candidates(self.now_s).backlog.tolist(), strict=True):
+            assert e.line_s.item(slot) <= self.now_s
+            assert e.line_rate.item(slot) in (0.0, self.ledger.prefill_rate(slot))
+            told, prompts = e.in_flight_tokens.item(slot), max(1.0, e.in_flight_prompts.item(slot))
+            assert e.line_prompt.item(slot) == pytest.approx(tokens(e, slot) / prompts)
+            moved = (self.now_s - e.line_s.item(slot)) * e.line_rate.item(slot)
+            assert left == pytest.approx(told - min(moved, MOST_PREFILLED * e.line_prompt.item(slot)))
+            assert 0 <= left <= told
+
     def teardown(self) -> None:
         for life in random.Random(len(self.lives)).sample(self.lives, len(self.lives)):
             self.ledger.release(life.entry, self.now_s)
@@ -172,6 +184,22 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+
+
+def test_the_line_is_seen_to_move_by_first_tokens_and_when_it_begins() -> None:
+    endpoints, ledger = pool()
+    first = ledger.take(0, 4000, 10.0, sees_body=True)
+    second = ledger.take(0, 2000, 10.1, sees_body=True)
+    assert (endpoints.line_s.item(0), endpoints.line_rate.item(0)) == (10.0, 0.0)
+    ledger.first_token(first, 10.5)
+    assert endpoints.line_s.item(0) == 10.5
+    assert endpoints.line_rate.item(0) == ledger.prefill_rate(0)
+    # 0.1 s of its 0.2 or so, of 2,000 tokens.
+    assert endpoints.candidates(10.6).backlog.item(0) == pytest.approx(2000 - 0.1 * ledger.prefill_rate(0))
+    ledger.release(second, 10.7)
+    assert endpoints.candidates(11.0).backlog.item(0) == 0
+    endpoints.replace([endpoint(number) for number in range(1, 4)])
+    assert (endpoints.line_s.item(0), endpoints.line_rate.item(0)) == (0.0, 0.0)
 
 
 def test_a_seen_answer() -> None:

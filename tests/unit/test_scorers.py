@@ -176,6 +176,16 @@ def test_least_delay_spreads_a_hot_prefix_while_memory_allows() -> None:
         assert (costs(pool)[1] == 1) is copied
 
 
+def test_least_delay_waits_for_a_prompt_that_is_well_on_its_way() -> None:
+    """What comes with the same beginning at once is computed twice side by side, and a little later behind the first."""
+    pool = Pool(2).known(in_flight=[1, 0], prompts=[1, 0], tokens=[640, 0], hits=[9, 0])
+    pool.endpoints.line_rate[:] = 4000.0
+    # 640 + 65·2 + 1 and 641, then 100 ms later 400 less.
+    assert costs(pool) == [round(771 / 641, 6), 1]
+    pool.endpoints.line_s[:] = NOW_S - 0.1
+    assert costs(pool) == [1, round(641 / 371, 6)]
+
+
 def test_least_delay_leaves_a_line_that_waits_for_memory() -> None:
     """All memory in use, and the prompts in line are as long as this one: the line is 20 answers' wait longer than its tokens say."""
     pool = Pool(2).reported(kv=[1.0, 0.5])
