@@ -74,7 +74,8 @@ FLAGS = (
         "Serving",
         "max_connections",
         click.IntRange(1),
-        "Connections at once on each gRPC port; Envoy opens one for each of its worker threads.",
+        "Connections at once on each gRPC port; Envoy opens one for each of its worker threads. Beyond them one without a call "
+        "gives way.",
         metavar="N",
         shown="4096",
     ),

@@ -37,9 +37,9 @@ _OPTIONS = tuple(
 class Door:
     """Accepts connections, does the TLS handshake, and hands each to a protocol of `make`.
 
-    Where `inside()` with the handshakes under way comes to `max_connections`, a new connection is closed at once, before a
-    handshake costs anything. `hit` is told each time: `max_connections`, `handshake_timeout_s`, or `open_files` where
-    the process can have no more. All methods belong to one loop.
+    Where the handshakes under way take up all of `room()`, a new connection is closed at once, before a handshake costs
+    anything. `hit` is told each time: `max_connections`, `handshake_timeout_s`, or `open_files` where the process can have no
+    more. All methods belong to one loop.
     """
 
     def __init__(
@@ -47,15 +47,13 @@ class Door:
         make: Callable[[], asyncio.Protocol],
         tls: ssl.SSLContext | None,
         *,
-        max_connections: int,
-        inside: Callable[[], int],
+        room: Callable[[], int],
         handshake_timeout_s: float,
         hit: Callable[[str], None],
     ) -> None:
         self._make = make
         self._tls = tls
-        self._max_connections = max_connections
-        self._inside = inside
+        self._room = room
         self._handshake_timeout_s = handshake_timeout_s
         self._hit = hit
         self._loop = asyncio.get_running_loop()
@@ -109,7 +107,7 @@ class Door:
             self._admit(sock)
 
     def _admit(self, sock: socket.socket) -> None:
-        if self._inside() + len(self._entering) >= self._max_connections:
+        if len(self._entering) >= self._room():
             self._hit("max_connections")
             sock.close()
             return

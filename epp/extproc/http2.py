@@ -81,6 +81,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = 4096
     """At once. Envoy opens one for each worker thread: room for a hundred proxies with 32 cores. An idle one costs about
     20 KiB, over TLS 100; its client's header table 20 at most."""
+    idle_connection_s: float = 5.0
+    """Where there is no place for a new connection, the one that has had no call for the longest time gives way, and at least
+    for so long: Envoy calls as soon as it has a connection, so that two of them do not push each other out."""
 
     max_message_bytes: int = 64 * MIB
     """One gRPC message, after decompression. Envoy sends a buffered body whole, up to its own buffer limit; prompts with

@@ -13,6 +13,7 @@ import msgspec
 
 from epp.extproc.door import Door
 from epp.extproc.http2 import Connection, Ended, Event, Limits, Opened, Received, Status
+from epp.extproc.places import Places
 from epp.extproc.tls import names_of
 from epp.extproc.transport import Abandonable, Admits, OpenSession, Session
 
@@ -59,6 +60,7 @@ class Http2Server:
         self.admits = admits
         self.limits = limits or Limits()
         self.links: set[_Link] = set()
+        self.places: Places[_Link] = Places(self.limits.max_connections, self.limits.idle_connection_s)
         self.calls = 0
         self._tls = tls
         self._on_limit = on_limit
@@ -72,8 +74,7 @@ class Http2Server:
         self._door = Door(
             lambda: _Link(self, loop),
             self._tls,
-            max_connections=self.limits.max_connections,
-            inside=lambda: len(self.links),
+            room=lambda: self.places.room(loop.time()),
             handshake_timeout_s=GREETING_TIMEOUT_S,
             hit=self.hit,
         )
@@ -115,7 +116,22 @@ class Http2Server:
         if self._on_limit is not None:
             self._on_limit(limit)
 
+    def seat(self, link: _Link, now_s: float) -> bool:
+        """Give a connection its place, which may be one that has had no call for long: that is asked to go. False where there is none.
+
+        Only now, after the handshake, so that who is not admitted moves nobody. One that was asked to go lingers without a place.
+        """
+        if self.places.full():
+            longest = self.places.gives_way(now_s)
+            self.hit("max_connections" if longest is None else "idle_connection_s")
+            if longest is None:
+                return False
+            longest.abort()
+        self.places.take(link, now_s)
+        return True
+
     def left(self, link: _Link) -> None:
+        self.places.leave(link)
         self.links.discard(link)
         if not self.links:
             self._all_gone.set()
@@ -187,7 +203,8 @@ class _Link(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._server.links.add(self)
         admits = self._server.admits
-        if admits is not None and not admits(names_of(transport.get_extra_info("peercert"))):
+        admitted = admits is None or admits(names_of(transport.get_extra_info("peercert")))
+        if not (admitted and self._server.seat(self, self._loop.time())):
             self._closing = True
             self._transport.abort()
             return
@@ -262,6 +279,8 @@ class _Link(asyncio.Protocol):
             self.http2.close(stream_id, Status.UNIMPLEMENTED, f"unknown method {event.path}")
             return
         self._server.calls += 1
+        if not self._calls:
+            self._server.places.work(self)
         call = self._calls[stream_id] = _Call(self, stream_id)
         try:
             call.session = open_session(call)
@@ -323,7 +342,8 @@ class _Link(asyncio.Protocol):
         self._flush()
 
     def _release(self, stream_id: int, call: _Call) -> None:
-        self._calls.pop(stream_id, None)
+        if self._calls.pop(stream_id, None) is not None and not self._calls:
+            self._server.places.rest(self, self._loop.time())
         if call.timer is not None:
             call.timer.cancel()
 

@@ -7,13 +7,17 @@ import datetime
 import errno
 import gc
 import socket
+import ssl
 import struct
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import grpc
 import hpack
 import pytest
+from grpc import aio
 
 from epp.extproc import door as door_module
 from epp.extproc import server as server_module
@@ -22,11 +26,15 @@ from epp.extproc.frames import PREFACE
 from epp.extproc.http2 import Limits
 from epp.extproc.server import Http2Server
 from epp.extproc.transport import OpenSession, Stream
-from tests.contract.transports import Echo, Silent, serving, until
+from tests.certificates import Authority
+from tests.contract.transports import Echo, Silent, Talk, serving, until
 from tests.waiting import PATIENCE_S, eventually
 
 ECHO, SILENT = "/test.Echo/Process", "/test.Silent/Process"
 HELLO = PREFACE + b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0"
+
+GOAWAY = b"\0\0\x08\7\0\0\0\0\0"
+"""One without an error's text."""
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
@@ -121,6 +129,96 @@ async def test_connections_beyond_the_limit_are_shut_at_once() -> None:
         _reader, writer = await asyncio.open_connection(*address.split(":"))
         await eventually(lambda: server.statistics().connections == 2)
         writer.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", HELLO, HELLO + frame(1, 0, 1, b"\x82"), HELLO + call(1)[:20], HELLO + call(1, "/no/such")],
+    ids=["nothing", "greeting", "half a header block", "half a frame", "no such call"],
+)
+async def test_who_has_no_call_gives_way_to_who_comes(said: bytes) -> None:
+    server = Http2Server({ECHO: lambda stream: Echo(stream, [])}, Limits(max_connections=3, idle_connection_s=0.0))
+    async with serving(server) as address:
+        pairs = [await asyncio.open_connection(*address.split(":")) for _ in range(3)]
+        for _, writer in pairs:
+            writer.write(said)
+        await eventually(lambda: server.statistics().connections == 3)
+        async with aio.insecure_channel(address) as channel:
+            talk = Talk(channel, ECHO)
+            await talk.write(b"one")
+            assert await talk.read() == b"one"
+            told = await asyncio.wait_for(pairs[0][0].read(), PATIENCE_S)
+            assert GOAWAY in told
+            await eventually(lambda: server.statistics().connections == 3)
+            assert server.statistics().limits == {"idle_connection_s": 1}
+            await talk.half_close()
+            assert await talk.code() is grpc.StatusCode.OK
+        for _, writer in pairs:
+            writer.close()
+
+
+async def test_who_has_a_call_gives_way_only_when_it_has_ended() -> None:
+    async with scene(Limits(max_connections=2, idle_connection_s=0.0)) as (server, address, _, closings):
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(HELLO + call(1, SILENT))
+        await eventually(lambda: server.statistics().streams == 2)
+        refused, late = await asyncio.open_connection(*address.split(":"))
+        assert await asyncio.wait_for(refused.read(), PATIENCE_S) == b""
+        assert server.statistics().limits == {"max_connections": 1}
+        late.close()
+        writer.write(frame(3, 0, 1, b"\0\0\0\x08"))
+        await until([False], closings)
+        other = Neighbour(*await asyncio.open_connection(*address.split(":")))
+        await other.talk()
+        assert GOAWAY in await asyncio.wait_for(reader.read(), PATIENCE_S)
+        assert server.statistics().limits == {"max_connections": 1, "idle_connection_s": 1}
+        writer.close()
+        other.writer.close()
+        await eventually(lambda: server.statistics().connections == 1)
+
+
+async def test_who_is_not_admitted_moves_nobody(tmp_path: Path) -> None:
+    ours, authority = tls.self_signed(datetime.datetime.now(datetime.UTC)), Authority(tmp_path / "ca.crt")
+    context = tls.server_context(tls.Terms(ours, authority.path.read_bytes()))
+    limits = Limits(max_connections=2, idle_connection_s=0.0)
+    server = Http2Server({}, limits, context, lambda names: "envoy" in names)
+    friend = authority.issue(["envoy"])
+    async with serving(server) as address:
+        pairs = []
+        for shown, welcome in (
+            (friend, True),
+            (friend, True),
+            (None, False),
+            (authority.issue(["curious"]), False),
+            (friend, True),
+        ):
+            assert server.statistics().limits == {}
+            pairs.append(await over_tls(address, ours, shown))
+            assert await greeted(*pairs[-1]) is welcome
+        assert server.statistics().limits == {"idle_connection_s": 1}
+        assert GOAWAY in await asyncio.wait_for(pairs[0][0].read(), PATIENCE_S)
+        await eventually(lambda: server.statistics().connections == 2)
+        for _, writer in pairs:
+            writer.transport.abort()
+
+
+async def over_tls(
+    address: str, root: tls.Identity, shown: tls.Identity | None = None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that the client is content with, which the server may not be yet."""
+    client = ssl.create_default_context(cadata=root.certificate.decode())
+    client.set_alpn_protocols(["h2"])
+    if shown is not None:
+        tls.load(client, shown)
+    return await asyncio.open_connection(*address.split(":"), ssl=client, server_hostname="localhost")
+
+
+async def greeted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    writer.write(HELLO)
+    try:
+        return await asyncio.wait_for(reader.read(9), PATIENCE_S) != b""
+    except (ssl.SSLError, ConnectionError):
+        return False
 
 
 async def test_a_stalled_tls_handshake_counts_as_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
