@@ -118,6 +118,37 @@ async def test_a_rapid_reset_opens_no_more_sessions_than_its_allowance() -> None
         writer.close()
 
 
+@pytest.mark.parametrize(
+    ("blocks", "references", "met"),
+    [(1, 16_000, {"max_header_list_bytes"}), (1_000, 15, {"max_open_header_bytes", "chatter_burst"})],
+    ids=["one that is too large", "many that are not"],
+)
+async def test_a_bomb_of_header_fields_ends_its_connection_and_no_other(
+    blocks: int, references: int, met: set[str]
+) -> None:
+    async with scene() as (server, address, neighbour, closings):
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        encoder = hpack.Encoder()
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", SILENT), ("content-type", "application/grpc")]
+        # What is said last is first in the table: entry 62, a byte.
+        first = encoder.encode([*fields, ("x", "bomb" * 950)])
+        again = encoder.encode(fields) + b"\xbe" * references
+        writer.write(HELLO + frame(1, 4, 1, first))
+        for number in range(1, blocks + 1):
+            writer.write(frame(1, 4, 2 * number + 1, again))
+            if not number % 100:
+                await neighbour.talk()
+        await neighbour.talk()
+        async with asyncio.timeout(PATIENCE_S):
+            assert b"\0\0\0\x0b" in await reader.read()
+        await eventually(lambda: server.statistics().connections == 1)
+        assert set(server.statistics().limits) == met
+        # The first call, and those whose fields there was room for.
+        assert 0 < len(closings) <= 1 + Limits().max_open_header_bytes // (references * 3_800)
+        assert not any(closings)
+        writer.close()
+
+
 async def test_connections_beyond_the_limit_are_shut_at_once() -> None:
     async with scene(Limits(max_connections=10)) as (server, address, _, _):
         pairs = [await asyncio.open_connection(*address.split(":")) for _ in range(30)]
