@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import datetime
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import pytest
 from grpc import aio
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from epp.extproc import tls
 from epp.extproc.grpc_aio import AioServer
+from epp.extproc.health import Health
 from epp.extproc.http2 import Limits
+from epp.extproc.reflection import reflection
 from epp.extproc.server import Http2Server
 from epp.extproc.transport import OpenSession
+from epp.observe.metrics import Metrics
+from epp.settings import Settings
+from epp.trust import Trust
 from tests.certificates import Authority
 from tests.contract.transports import TRANSPORTS, Echo, Server, Talk, serving
 
 ECHO = "/test.Echo/Process"
+LIST_SERVICES = ServerReflectionRequest(list_services="*").SerializeToString()
 
 
 def fresh(directory: Path) -> tls.Identity:
@@ -93,15 +101,53 @@ async def test_new_connections_are_judged_by_new_authorities_and_open_calls_go_o
         assert await call.code() is grpc.StatusCode.OK
 
 
-async def said(through: aio.Channel) -> bytes | None:
-    """What a call of its own has echoed; None where there is no connection to be had."""
-    call = Talk(through, ECHO)
+@pytest.mark.parametrize("names", [(), ("envoy",)], ids=["any name", "one name"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_stranger_is_answered_by_no_method(
+    transport: Literal["http2", "grpc.aio"], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = fresh(tmp_path)
+    authority = Authority(tmp_path / "ca.crt")
+    settings = Settings(
+        secure_serving=True,
+        cert_path=tmp_path,
+        client_ca_file=authority.path,
+        client_allowed_names=names,
+        transport=transport,
+    )
+    questions = {
+        ECHO: b"new",
+        "/grpc.health.v1.Health/Check": b"",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": LIST_SERVICES,
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": LIST_SERVICES,
+    }
+    health = Health(lambda service: True, [])
+    routes: dict[str, OpenSession] = {ECHO: lambda stream: Echo(stream, []), **health.routes()}
+    routes |= reflection(routes)
+    assert questions.keys() <= routes.keys()
+    async with serving(Trust(settings, Metrics()).server(routes, Limits())) as address:
+        for client, welcome in (
+            (authority.issue(["envoy"]), True),
+            (authority.issue(["curious"]), not names),
+            (Authority(tmp_path / "other.crt").issue(["envoy"]), False),
+            (None, False),
+        ):
+            async with channel(address, own, client) as through:
+                for method, question in questions.items():
+                    assert (await said(through, method, question) is not None) is welcome, method
+
+
+async def said(through: aio.Channel, method: str = ECHO, question: bytes = b"new") -> bytes | None:
+    """What a call of its own is answered; None where there is no connection to be had, or no leave to call."""
+    call = Talk(through, method)
     try:
-        await call.write(b"new")
-        echoed = await call.read()
-        await call.half_close()
-        assert await call.code() is grpc.StatusCode.OK
+        await call.write(question)
+        told = await call.read()
+        if told is not None:
+            await call.half_close()
+            assert await call.code() is grpc.StatusCode.OK
+            return told
     except (grpc.RpcError, asyncio.InvalidStateError):
-        assert await call.code() is grpc.StatusCode.UNAVAILABLE
-        return None
-    return echoed
+        pass
+    assert await call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.PERMISSION_DENIED)
+    return None

@@ -33,16 +33,19 @@ class Files:
         for file in (self.clients, self.scrapers):
             file.write_bytes(self.first.path.read_bytes())
 
-    def trust(self, *, reload: bool) -> Trust:
-        settings = Settings(
+    def settings(self, *, reload: bool = False, suites: tuple[str, ...] = ()) -> Settings:
+        return Settings(
             secure_serving=True,
             cert_path=self.serving,
             client_ca_file=self.clients,
             metrics_cert_dir=self.metrics,
             metrics_client_ca_file=self.scrapers,
             enable_cert_reload=reload,
+            tls_cipher_suites=suites,
         )
-        return Trust(settings, Metrics())
+
+    def trust(self, *, reload: bool) -> Trust:
+        return Trust(self.settings(reload=reload), Metrics())
 
     def client(self, authority: Authority) -> ssl.SSLContext:
         context = trusting(self.servers.path.read_bytes())
@@ -84,6 +87,23 @@ def test_each_port_speaks_its_protocol(files: Files) -> None:
     for port, protocol in (("ext_proc", "h2"), ("metrics", "http/1.1")):
         end, _ = shake_hands(context(trust, port), files.client(files.first))
         assert end.selected_alpn_protocol() == protocol
+
+
+def test_a_handshake_goes_by_the_suites_of_the_flag(files: Files, port: str) -> None:
+    settings = files.settings(suites=("TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",))
+    served = context(Trust(settings, Metrics()), port)
+    for offered, welcome in (
+        ("ECDHE-ECDSA-CHACHA20-POLY1305", False),
+        ("ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES256-GCM-SHA384", True),
+    ):
+        client = files.client(files.first)
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        client.set_ciphers(offered)
+        assert believes(context(files.trust(reload=False), port), client)
+        assert believes(served, client) is welcome
+    cipher = shake_hands(served, client)[0].cipher()
+    assert cipher is not None
+    assert cipher[0] == "ECDHE-ECDSA-AES256-GCM-SHA384"
 
 
 @pytest.mark.parametrize("reload", [True, False])
