@@ -21,6 +21,7 @@ BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 
 MOST_PREFILLED = 0.75
+"""Of a mean prompt in line, the part that is believed done at most: a long one takes longer a token than the rate says."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _REPORTS_COMPARED = 30
 """Reports of each member over which requests are compared: half a minute by the usual interval."""
