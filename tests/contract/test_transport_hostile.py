@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import errno
 import gc
+import os
 import socket
 import ssl
 import struct
@@ -33,6 +34,7 @@ from tests.waiting import PATIENCE_S, eventually
 ECHO, SILENT = "/test.Echo/Process", "/test.Silent/Process"
 HELLO = PREFACE + b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0"
 
+HALF_A_CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)
 GOAWAY = b"\0\0\x08\7\0\0\0\0\0"
 """One without an error's text."""
 
@@ -364,3 +366,42 @@ async def test_a_storm_of_connections_that_come_and_go_leaves_nothing() -> None:
                 writer.transport.abort()
         await eventually(lambda: server.statistics().connections == 1)
         assert not server.statistics().limits
+
+
+def open_files() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+async def test_a_storm_of_handshakes_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Given up before they begin, in the middle, when they are done, and with a call open."""
+    ours = tls.self_signed(datetime.datetime.now(datetime.UTC))
+    closings: list[bool] = []
+    routes: dict[str, OpenSession] = {ECHO: lambda stream: Echo(stream, []), SILENT: lambda stream: Silent(closings)}
+    server = Http2Server(routes, Limits(), tls.server_context(tls.Terms(ours)))
+    async with serving(server) as address:
+        neighbour = Neighbour(*await over_tls(address, ours))
+        await neighbour.talk()
+        before = open_files()
+        for _ in range(10):
+            plain = [await asyncio.open_connection(*address.split(":")) for _ in range(20)]
+            for _, writer in plain[::2]:
+                writer.write(HALF_A_CLIENT_HELLO)
+            ended = await asyncio.gather(*(over_tls(address, ours) for _ in range(20)))
+            for _, writer in ended[::2]:
+                writer.write(HELLO + call(1, SILENT))
+            await neighbour.talk()
+            for number, (_, writer) in enumerate([*plain, *ended]):
+                if number % 3:
+                    writer.transport.abort()
+                else:
+                    writer.close()
+            await neighbour.talk()
+        await eventually(lambda: server.statistics().connections == 1)
+        await eventually(lambda: open_files() <= before)
+        assert server.statistics().streams == 1
+        assert len(closings) == server.statistics().calls - 1
+        assert not any(closings)
+        assert not server.statistics().limits
+        await neighbour.talk()
+        neighbour.writer.close()
+    assert not caplog.records
