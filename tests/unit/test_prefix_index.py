@@ -228,8 +228,11 @@ def test_a_restarted_server_keeps_its_capacity() -> None:
 
 
 def test_forgetting_a_stranger_is_harmless() -> None:
-    PrefixIndex().forget(7)
-    PrefixIndex().empty(7)
+    index = PrefixIndex()
+    index.record(0, chain_of("ab"))
+    index.forget(7)
+    index.empty(7)
+    assert hits(index, chain_of("ab"), 1) == [2]
 
 
 def test_many_endpoints_with_a_common_beginning() -> None:
